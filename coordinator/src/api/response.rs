@@ -1,0 +1,260 @@
+//! A sequence's events to the responses of `Generate`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use secondwind_model::step::TokenLogprobs;
+use secondwind_proto::v1;
+use tokio::time::Sleep;
+use tokio_stream::Stream;
+use tonic::Status;
+
+use super::request::CheckedRequest;
+use super::status::ApiError;
+use crate::request::{EventStream, FinishReason, SequenceEvent, SequenceTimings, SubmitError};
+use crate::text::decode::{StreamDecoder, TextPiece};
+use crate::text::tokenizer::Tokenizer;
+
+/// Tokens put into one response when a client reads slower than they come.
+const MAX_RESPONSE_TOKENS: usize = 128;
+
+/// The responses of one `Generate` call. Dropping it cancels the sequence.
+pub(super) struct Responses {
+    /// None once nothing more is awaited.
+    events: Option<EventStream>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    tokenizer: Arc<Tokenizer>,
+    decoder: StreamDecoder,
+    stop_token_ids: Vec<u32>,
+    with_logprobs: bool,
+    /// What the first response says of the prompt, until it is sent.
+    prompt: Option<v1::PromptInfo>,
+    awaits_prompt_logprobs: bool,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    last_token: Option<u32>,
+    clock: Clock,
+    /// Sent after the response that was being filled.
+    error: Option<Status>,
+}
+
+impl Responses {
+    pub(super) fn new(
+        request: &CheckedRequest,
+        prompt_token_ids: Vec<u32>,
+        events: EventStream,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Self {
+        let sequence = &request.sequence;
+        let prompt_tokens = u32::try_from(prompt_token_ids.len()).unwrap_or(u32::MAX);
+        let tell_prompt = sequence.prompt_logprobs || !request.prompt_was_ids;
+        Self {
+            events: Some(events),
+            deadline: sequence
+                .deadline
+                .map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into()))),
+            decoder: StreamDecoder::new(Arc::clone(&tokenizer), request.stops.clone()),
+            tokenizer,
+            stop_token_ids: sequence.stop_token_ids.clone(),
+            with_logprobs: sequence.sampling.logprobs.is_some(),
+            prompt: tell_prompt.then(|| v1::PromptInfo {
+                token_ids: prompt_token_ids,
+                logprobs: Vec::new(),
+            }),
+            awaits_prompt_logprobs: sequence.prompt_logprobs,
+            prompt_tokens,
+            completion_tokens: 0,
+            last_token: None,
+            clock: Clock::new(),
+            error: None,
+        }
+    }
+
+    /// Ends the call; the sequence is cancelled if it still runs.
+    fn fail(&mut self, error: SubmitError) {
+        self.events = None;
+        self.error = Some(ApiError::Submit(error).into());
+    }
+
+    /// Takes one event into `response`.
+    fn take(&mut self, event: SequenceEvent, response: &mut v1::GenerateResponse) {
+        match event {
+            SequenceEvent::Started => self.clock.started = Some(Instant::now()),
+            SequenceEvent::PromptLogprobs(logprobs) => {
+                self.awaits_prompt_logprobs = false;
+                if let Some(mut prompt) = self.prompt.take() {
+                    prompt.logprobs = logprobs;
+                    response.prompt = Some(prompt);
+                }
+            }
+            SequenceEvent::Token(token) => self.take_token(token, response),
+            SequenceEvent::Finished { reason, timings } => {
+                let piece = self.decoder.finish();
+                self.add_text(piece, response);
+                if response.finish.is_none() {
+                    let stop = match reason {
+                        FinishReason::Stop => self.last_token,
+                        FinishReason::Length => None,
+                    };
+                    let stop = stop.map(|token| self.tokenizer.token_text(token));
+                    self.finish(reason, stop, timings, response);
+                }
+            }
+            SequenceEvent::Failed(error) => self.fail(error),
+        }
+    }
+
+    fn take_token(&mut self, token: TokenLogprobs, response: &mut v1::GenerateResponse) {
+        if self.awaits_prompt_logprobs {
+            let detail = "a token came before the log-probabilities of the prompt".to_owned();
+            return self.fail(SubmitError::Internal { detail });
+        }
+        if self.with_logprobs {
+            let Some(logprob) = token.logprob else {
+                let detail = "a token came without its log-probability".to_owned();
+                return self.fail(SubmitError::Internal { detail });
+            };
+            response.logprobs.push(self.wire_logprob(logprob, &token));
+        }
+        self.clock.token();
+        self.completion_tokens += 1;
+        self.last_token = Some(token.token);
+        response.token_ids.push(token.token);
+        // A stop token is reported, but is no part of the text.
+        if self.stop_token_ids.binary_search(&token.token).is_err() {
+            let piece = self.decoder.push(token.token);
+            self.add_text(piece, response);
+        }
+    }
+
+    fn wire_logprob(&self, logprob: f32, token: &TokenLogprobs) -> v1::OutputLogprob {
+        let top = token.top.iter().map(|&(id, logprob)| v1::CandidateLogprob {
+            token_id: id,
+            logprob,
+            text: self.tokenizer.token_text(id),
+        });
+        v1::OutputLogprob {
+            logprob,
+            top: top.collect(),
+        }
+    }
+
+    /// Adds text; a stop string in it ends the sequence.
+    fn add_text(&mut self, piece: TextPiece, response: &mut v1::GenerateResponse) {
+        response.text.push_str(&piece.text);
+        if piece.stop.is_some() {
+            let timings = self.clock.timings();
+            self.finish(FinishReason::Stop, piece.stop, timings, response);
+        }
+    }
+
+    fn finish(
+        &mut self,
+        reason: FinishReason,
+        stop: Option<String>,
+        timings: SequenceTimings,
+        response: &mut v1::GenerateResponse,
+    ) {
+        self.events = None;
+        let reason = match reason {
+            FinishReason::Stop => v1::FinishReason::Stop,
+            FinishReason::Length => v1::FinishReason::Length,
+        };
+        response.finish = Some(v1::Finish {
+            reason: reason.into(),
+            stop: stop.unwrap_or_default(),
+            usage: Some(v1::Usage {
+                prompt_tokens: self.prompt_tokens,
+                completion_tokens: self.completion_tokens,
+            }),
+            timings: Some(v1::Timings {
+                queue_ms: milliseconds(timings.queue),
+                prefill_ms: milliseconds(timings.prefill),
+                decode_ms: milliseconds(timings.decode),
+            }),
+        });
+    }
+
+    fn deadline_passed(&mut self, cx: &mut Context<'_>) -> bool {
+        self.deadline
+            .as_mut()
+            .is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready())
+    }
+}
+
+impl Stream for Responses {
+    type Item = Result<v1::GenerateResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let mut response = v1::GenerateResponse::default();
+        if !this.awaits_prompt_logprobs {
+            response.prompt = this.prompt.take();
+        }
+        if this.events.is_some() && this.deadline_passed(cx) {
+            this.fail(SubmitError::DeadlineExceeded);
+        }
+        while response.token_ids.len() < MAX_RESPONSE_TOKENS {
+            let Some(events) = &mut this.events else {
+                break;
+            };
+            match events.poll_recv(cx) {
+                Poll::Ready(Some(event)) => this.take(event, &mut response),
+                Poll::Ready(None) => {
+                    let detail = "the step loop let go of the sequence".to_owned();
+                    this.fail(SubmitError::Internal { detail });
+                }
+                Poll::Pending if response == v1::GenerateResponse::default() => {
+                    return Poll::Pending;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if response != v1::GenerateResponse::default() {
+            return Poll::Ready(Some(Ok(response)));
+        }
+        Poll::Ready(this.error.take().map(Err))
+    }
+}
+
+/// Times as the API sees them, for a sequence that a stop string ends.
+struct Clock {
+    submitted: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self {
+            submitted: Instant::now(),
+            started: None,
+            first_token: None,
+            last_token: None,
+        }
+    }
+
+    fn token(&mut self) {
+        let now = Instant::now();
+        self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
+    }
+
+    fn timings(&self) -> SequenceTimings {
+        let started = self.started.unwrap_or(self.submitted);
+        let first = self.first_token.unwrap_or(started);
+        let last = self.last_token.unwrap_or(first);
+        SequenceTimings {
+            queue: started.saturating_duration_since(self.submitted),
+            prefill: first.saturating_duration_since(started),
+            decode: last.saturating_duration_since(first),
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,94 @@
+//! The gRPC server around the service: its limits, health and reflection.
+
+use std::time::Duration;
+
+use secondwind_proto::FILE_DESCRIPTOR_SET;
+use secondwind_proto::v1::inference_server::InferenceServer;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+use super::inference::InferenceService;
+use crate::request::Engine;
+
+/// The service's full name, as health checks ask for it.
+pub const SERVICE_NAME: &str = "secondwind.v1.Inference";
+
+/// A request: 4 MiB hold a prompt of about a million tokens.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// A response: the largest is a long prompt's ids with their log-probabilities.
+const MAX_RESPONSE_BYTES: usize = 16 << 20;
+/// Calls at the same time on one connection.
+const MAX_CONCURRENT_STREAMS: u32 = 256;
+/// All headers of one call.
+const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
+/// Streams that a client reset before they were accepted; more of them close the connection.
+const MAX_PENDING_RESET_STREAMS: usize = 64;
+/// Streams reset by us for a client's protocol errors; more of them close the connection.
+const MAX_LOCAL_RESET_STREAMS: usize = 256;
+/// An idle connection is asked whether it is still there, so that a client that vanished frees its blocks.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Tells health checks whether the group serves.
+#[derive(Clone, Debug)]
+pub struct ServingHandle {
+    reporter: HealthReporter,
+}
+
+impl ServingHandle {
+    /// Sets both the server's and the service's status.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        for name in ["", SERVICE_NAME] {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+}
+
+/// Health checks that say NOT_SERVING until the handle says otherwise.
+pub async fn health() -> (ServingHandle, HealthServer<HealthService>) {
+    let reporter = HealthReporter::new();
+    let handle = ServingHandle {
+        reporter: reporter.clone(),
+    };
+    handle.set_serving(false).await;
+    let service = HealthService::from_health_reporter(reporter);
+    (handle, HealthServer::new(service))
+}
+
+/// Everything that clients reach, ready to be served on a listener. Fails only if the descriptors that
+/// were compiled in do not parse.
+pub fn router<E: Engine>(
+    inference: InferenceService<E>,
+    health: HealthServer<HealthService>,
+) -> Result<Router, tonic_reflection::server::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // The descriptors also describe what workers speak, which is not served here.
+            .with_service_name(SERVICE_NAME)
+            .with_service_name("grpc.health.v1.Health")
+    };
+    let inference = InferenceServer::new(inference)
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_RESPONSE_BYTES);
+    Ok(Server::builder()
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESET_STREAMS))
+        .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESET_STREAMS))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(inference))
+}

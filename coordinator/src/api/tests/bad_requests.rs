@@ -1,0 +1,330 @@
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use secondwind_proto::v1;
+use secondwind_proto::v1::generate_request::Prompt;
+use secondwind_proto::v1::inference_server::Inference;
+use tonic::{Code, Request};
+
+use super::{
+    ScriptedEngine, chat_request, finished, generate, model, model_with, says, serve, serve_model,
+    text_request,
+};
+use crate::api::InferenceService;
+use crate::request::FinishReason;
+use crate::text::Text;
+use crate::text::fixture::{VOCAB_SIZE, files};
+
+fn ids(ids: Vec<u32>) -> Option<Prompt> {
+    Some(Prompt::TokenIds(v1::TokenIdsPrompt { ids }))
+}
+
+fn chat(change: impl Fn(&mut v1::ChatPrompt)) -> v1::GenerateRequest {
+    let mut request = chat_request(&[("user", "hi")]);
+    if let Some(Prompt::Chat(chat)) = &mut request.prompt {
+        change(chat);
+    }
+    request
+}
+
+#[tokio::test]
+async fn every_bad_field_is_named() {
+    let base = || text_request("hello");
+    let cases: Vec<(v1::GenerateRequest, Code, &str)> = vec![
+        (
+            v1::GenerateRequest::default(),
+            Code::InvalidArgument,
+            "prompt: one of text, chat, token_ids must be set",
+        ),
+        (
+            text_request(""),
+            Code::InvalidArgument,
+            "text: the prompt is empty",
+        ),
+        (
+            v1::GenerateRequest {
+                prompt: ids(vec![]),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "token_ids.ids: the prompt is empty",
+        ),
+        (
+            v1::GenerateRequest {
+                prompt: ids(vec![1, 320]),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "token_ids.ids[1]: token id 320 is not below the vocabulary size 320",
+        ),
+        (
+            v1::GenerateRequest {
+                prompt: ids(vec![1; 64]),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "token_ids.ids: the prompt has 64 tokens, but the context of 64 tokens must also hold at least one token of output",
+        ),
+        (
+            text_request(&"x".repeat(65)),
+            Code::InvalidArgument,
+            "text: the prompt has 65 tokens, but the context of 64 tokens must also hold at least one token of output",
+        ),
+        (
+            text_request(&"x".repeat(100_000)),
+            Code::InvalidArgument,
+            "text: the prompt has more than 64 tokens, but the context of 64 tokens must also hold at least one token of output",
+        ),
+        (
+            v1::GenerateRequest {
+                max_tokens: Some(0),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "max_tokens: 0 is not at least 1",
+        ),
+        (
+            v1::GenerateRequest {
+                temperature: Some(-0.5),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "temperature: -0.5 is not between 0 and 100",
+        ),
+        (
+            v1::GenerateRequest {
+                temperature: Some(f32::NAN),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "temperature: NaN is not between 0 and 100",
+        ),
+        (
+            v1::GenerateRequest {
+                temperature: Some(f32::INFINITY),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "temperature: inf is not between 0 and 100",
+        ),
+        (
+            v1::GenerateRequest {
+                top_p: Some(0.0),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "top_p: 0 is not above 0 and at most 1",
+        ),
+        (
+            v1::GenerateRequest {
+                top_p: Some(1.5),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "top_p: 1.5 is not above 0 and at most 1",
+        ),
+        (
+            v1::GenerateRequest {
+                top_p: Some(f32::NAN),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "top_p: NaN is not above 0 and at most 1",
+        ),
+        (
+            v1::GenerateRequest {
+                min_p: Some(-0.1),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "min_p: -0.1 is not between 0 and 1",
+        ),
+        (
+            v1::GenerateRequest {
+                logprobs: Some(21),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "logprobs: 21 is not at most 20",
+        ),
+        (
+            v1::GenerateRequest {
+                stop: vec![b"a".to_vec(), b"ab\xff".to_vec()],
+                ..base()
+            },
+            Code::InvalidArgument,
+            "stop[1]: not UTF-8 from byte 2 on",
+        ),
+        (
+            v1::GenerateRequest {
+                stop: vec![vec![]],
+                ..base()
+            },
+            Code::InvalidArgument,
+            "stop[0]: the stop string is empty",
+        ),
+        (
+            v1::GenerateRequest {
+                stop: vec![vec![b'a'; 1025]],
+                ..base()
+            },
+            Code::InvalidArgument,
+            "stop[0]: 1025 bytes; at most 1024 are taken",
+        ),
+        (
+            v1::GenerateRequest {
+                stop: vec![b"a".to_vec(); 17],
+                ..base()
+            },
+            Code::InvalidArgument,
+            "stop: 17 entries; at most 16 are taken",
+        ),
+        (
+            v1::GenerateRequest {
+                stop_token_ids: vec![0, 1, 999],
+                ..base()
+            },
+            Code::InvalidArgument,
+            "stop_token_ids[2]: token id 999 is not below the vocabulary size 320",
+        ),
+        (
+            v1::GenerateRequest {
+                stop_token_ids: vec![0; 257],
+                ..base()
+            },
+            Code::InvalidArgument,
+            "stop_token_ids: 257 entries; at most 256 are taken",
+        ),
+        (
+            chat(|chat| chat.messages.clear()),
+            Code::InvalidArgument,
+            "chat.messages: is empty",
+        ),
+        (
+            chat_request(&[("user", "a"), ("", "b")]),
+            Code::InvalidArgument,
+            "chat.messages[1].role: is empty",
+        ),
+        (
+            chat(|chat| chat.tools_json = vec!["{}".to_owned(), "[]".to_owned()]),
+            Code::InvalidArgument,
+            "chat.tools_json[1]: is not a JSON object",
+        ),
+        (
+            chat(|chat| chat.tools_json = vec!["{".to_owned()]),
+            Code::InvalidArgument,
+            "chat.tools_json[0]: is not JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        (
+            chat(|chat| chat.template_variables_json = "3".to_owned()),
+            Code::InvalidArgument,
+            "chat.template_variables_json: is not a JSON object",
+        ),
+        (
+            chat(|chat| chat.template_variables_json = r#"{"messages": []}"#.to_owned()),
+            Code::InvalidArgument,
+            "chat.template_variables_json: \"messages\" cannot be set; use chat.messages",
+        ),
+        (
+            chat(|chat| {
+                chat.template_variables_json = r#"{"add_generation_prompt": 1}"#.to_owned()
+            }),
+            Code::InvalidArgument,
+            "chat.template_variables_json: add_generation_prompt is neither true nor false",
+        ),
+        (
+            chat(|chat| chat.messages[0].tool_calls_json = "{}".to_owned()),
+            Code::InvalidArgument,
+            "chat.messages[0].tool_calls_json: is not a JSON array",
+        ),
+        (
+            chat(|chat| {
+                chat.messages[0].tool_calls_json = format!("{}{}", "[".repeat(200), "]".repeat(200))
+            }),
+            Code::InvalidArgument,
+            "chat.messages[0].tool_calls_json: is not JSON: recursion limit exceeded at line 1 column 128",
+        ),
+        (
+            chat_request(&[("robot", "hi")]),
+            Code::InvalidArgument,
+            "chat: the chat template refuses the messages: no robots",
+        ),
+        (
+            chat_request(&[("endless", "hi")]),
+            Code::FailedPrecondition,
+            "chat: chat template tokenizer_config.json did not end within 4000000 instructions",
+        ),
+    ];
+    let served = serve(says(vec![finished(FinishReason::Length)])).await;
+    for (request, code, message) in cases {
+        let answer = generate(&served, request).await;
+        let Some(status) = answer.error else {
+            panic!("was not refused: {message}");
+        };
+        assert_eq!((status.code(), status.message()), (code, message));
+    }
+    assert!(served.engine.submitted.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_chat_without_a_template_is_a_failed_precondition() {
+    for (template, message) in [
+        (
+            None,
+            "chat: the model fixture has no chat template; send text or token_ids",
+        ),
+        (
+            Some("{% if %}"),
+            "chat: chat template tokenizer_config.json does not parse: syntax error: unexpected end of block (line 1)",
+        ),
+    ] {
+        let text = Text::load(&files(template), VOCAB_SIZE).unwrap();
+        let served =
+            serve_model(model_with(text), says(vec![finished(FinishReason::Length)])).await;
+        let status = generate(&served, chat_request(&[("user", "hi")]))
+            .await
+            .error
+            .unwrap();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::FailedPrecondition, message)
+        );
+        assert!(generate(&served, text_request("hi")).await.error.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_that_is_none_is_refused() {
+    let served = serve(says(vec![finished(FinishReason::Length)])).await;
+    let mut request = Request::new(text_request("hello"));
+    let header = "12x".parse().unwrap();
+    request.metadata_mut().insert("grpc-timeout", header);
+    let status = served.client.clone().generate(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_prompt_that_takes_longer_than_the_deadline_is_given_up() {
+    let engine = Arc::new(ScriptedEngine {
+        script: Box::new(says(vec![finished(FinishReason::Length)])),
+        submitted: Mutex::default(),
+    });
+    let service = InferenceService::new(Arc::clone(&engine), Arc::new(model()));
+    let mut request = Request::new(chat_request(&[("endless", "hi")]));
+    request.set_timeout(Duration::from_millis(20));
+    let Err(status) = service.generate(request).await else {
+        panic!("was not refused");
+    };
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(engine.submitted.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_request_over_the_size_limit_is_refused() {
+    let served = serve(says(vec![finished(FinishReason::Length)])).await;
+    let status = generate(&served, text_request(&"x".repeat(5 << 20)))
+        .await
+        .error
+        .unwrap();
+    assert_eq!(status.code(), Code::OutOfRange);
+}

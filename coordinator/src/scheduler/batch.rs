@@ -1,0 +1,252 @@
+//! The next step: who gets a row, which blocks it takes, who is preempted for them.
+
+use secondwind_model::step::{SequenceId, Step, StepRow};
+
+use super::Scheduler;
+use super::commit::{InFlightRow, InFlightStep};
+use super::policy::{Waiting, order};
+use super::sequence::{Phase, Sequence};
+
+/// A row decided, not yet written down.
+struct Grant {
+    id: SequenceId,
+    tokens: usize,
+    decodes: bool,
+}
+
+/// A step while it is decided.
+struct Draft {
+    grants: Vec<Grant>,
+    /// What the sequences that decode leave to chunks of prompts.
+    step_tokens: usize,
+    logit_rows: usize,
+    /// `running[runnable..]` gets no row: it is about to be preempted.
+    runnable: usize,
+    /// Sequences that got no row for want of a block.
+    stalled: usize,
+    /// Blocks that are free or can be taken once the steps in flight are committed.
+    coming: Option<usize>,
+}
+
+enum Outcome {
+    Granted,
+    NothingToDo,
+    NoBlock,
+}
+
+impl Scheduler {
+    /// The step to send now; `None` while enough are in flight or nothing can run before the next
+    /// commit, submission or epoch.
+    pub fn next_step(&mut self) -> Option<Step> {
+        if self.in_flight.len() >= self.settings.max_in_flight {
+            return None;
+        }
+        let mut draft = self.draft();
+        self.extend_running(&mut draft);
+        self.admit_waiting(&mut draft);
+        if draft.grants.is_empty() && (self.ended.is_empty() || !self.in_flight.is_empty()) {
+            return None;
+        }
+        Some(self.write_step(&draft.grants))
+    }
+
+    fn draft(&self) -> Draft {
+        let decoding = self.running.iter().filter(|id| self.decodes(**id)).count();
+        Draft {
+            grants: Vec::with_capacity(
+                self.max_running()
+                    .min(self.running.len() + self.waiting.len()),
+            ),
+            step_tokens: self.settings.max_step_tokens - decoding,
+            logit_rows: self.settings.max_logit_rows - decoding,
+            runnable: self.running.len(),
+            stalled: 0,
+            coming: None,
+        }
+    }
+
+    fn decodes(&self, id: SequenceId) -> bool {
+        let sequence = &self.sequences[id];
+        sequence.phase == Phase::Decode && !sequence.is_exhausted()
+    }
+
+    /// Rows for the running sequences, the oldest first, so that the oldest gets the blocks.
+    fn extend_running(&mut self, draft: &mut Draft) {
+        let mut index = 0;
+        while index < draft.runnable {
+            let id = self.running[index];
+            let mut outcome = self.grant(id, draft);
+            if matches!(outcome, Outcome::NoBlock) && self.make_room(index, draft) {
+                outcome = self.grant(id, draft);
+            }
+            if matches!(outcome, Outcome::NoBlock) {
+                draft.stalled += 1;
+            }
+            index += 1;
+        }
+    }
+
+    /// A row for `id`, with the blocks it takes, if there are any.
+    fn grant(&mut self, id: SequenceId, draft: &mut Draft) -> Outcome {
+        let block_tokens = self.settings.block_tokens;
+        let decodes = self.decodes(id);
+        let sequence = &mut self.sequences[id];
+        let (step_tokens, logit_rows) = if decodes {
+            (1, 1)
+        } else {
+            (draft.step_tokens, draft.logit_rows)
+        };
+        let wanted = sequence.next_row_tokens(step_tokens, logit_rows);
+        if wanted == 0 {
+            return Outcome::NothingToDo;
+        }
+        let reach = (sequence.blocks.len() + self.pool.free()).saturating_mul(block_tokens);
+        let tokens = wanted.min(reach - sequence.scheduled);
+        if tokens == 0 {
+            return Outcome::NoBlock;
+        }
+        while sequence.blocks.len() * block_tokens < sequence.scheduled + tokens {
+            sequence
+                .blocks
+                .push(self.pool.allocate().expect("counted above"));
+        }
+        if !decodes {
+            draft.step_tokens -= tokens;
+            draft.logit_rows -= sequence.logit_rows(tokens);
+        }
+        draft.grants.push(Grant {
+            id,
+            tokens,
+            decodes,
+        });
+        Outcome::Granted
+    }
+
+    /// Frees a block for `running[index]` at the cost of younger ones; false when it has to wait for
+    /// the steps in flight, or is itself the youngest.
+    fn make_room(&mut self, index: usize, draft: &mut Draft) -> bool {
+        if draft.coming.is_none() {
+            draft.coming = Some(self.blocks_coming());
+        }
+        let coming = draft.coming.get_or_insert(0);
+        while *coming <= draft.stalled && draft.runnable > index + 1 {
+            let victim = draft.runnable - 1;
+            let id = self.running[victim];
+            let sequence = &mut self.sequences[id];
+            draft.runnable = victim;
+            if sequence.in_flight == 0 {
+                sequence.restart(&mut self.pool);
+                self.ended.push(id);
+                self.running.remove(victim);
+                self.waiting.push_front(Waiting { id });
+                self.totals.preemptions += 1;
+                if self.pool.free() > 0 {
+                    return true;
+                }
+            } else if !sequence.is_exhausted() {
+                *coming += sequence.blocks.len();
+            }
+        }
+        false
+    }
+
+    /// Blocks of sequences whose last step is in flight.
+    fn blocks_coming(&self) -> usize {
+        let over = |sequence: &&Sequence| match sequence.phase {
+            Phase::Finishing => true,
+            Phase::Prefill | Phase::Decode => sequence.is_exhausted(),
+            Phase::Waiting => false,
+        };
+        self.sequences
+            .0
+            .values()
+            .filter(over)
+            .map(|sequence| sequence.blocks.len())
+            .sum()
+    }
+
+    /// Lets sequences in while there is a place, a token and room for all the tokens they have. Nobody
+    /// is preempted for a newcomer, and none comes in while blocks are short: it would be the next
+    /// to be preempted.
+    fn admit_waiting(&mut self, draft: &mut Draft) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let block_tokens = self.settings.block_tokens;
+        let promised = |scheduler: &Self, id: SequenceId| {
+            let sequence = &scheduler.sequences[id];
+            sequence
+                .next_positions()
+                .div_ceil(block_tokens)
+                .saturating_sub(sequence.blocks.len())
+        };
+        // What the running ones need soon, and a block for each to grow into.
+        let mut taken: usize = self.running.iter().map(|&id| promised(self, id) + 1).sum();
+        while self.running.len() < self.max_running() {
+            let Some(index) = order(&self.waiting) else {
+                return;
+            };
+            let id = self.waiting[index].id;
+            let needed = promised(self, id);
+            let tokens = self.sequences[id].next_row_tokens(draft.step_tokens, draft.logit_rows);
+            if tokens == 0 || taken + needed > self.pool.free() {
+                return;
+            }
+            self.waiting.remove(index);
+            let place = self.running.partition_point(|&other| other < id);
+            self.running.insert(place, id);
+            self.sequences[id].phase = Phase::Prefill;
+            // It gets a row at once: whoever runs is known to the workers.
+            let granted = self.grant(id, draft);
+            debug_assert!(matches!(granted, Outcome::Granted));
+            taken += promised(self, id) + 1;
+        }
+    }
+
+    /// Writes the rows down, decodes first, and remembers them as in flight.
+    fn write_step(&mut self, grants: &[Grant]) -> Step {
+        let number = self.next_number;
+        self.next_number += 1;
+        let mut rows = Vec::with_capacity(grants.len());
+        let mut carried = Vec::with_capacity(grants.len());
+        let decodes = grants.iter().filter(|grant| grant.decodes);
+        for &Grant { id, tokens, .. } in decodes.chain(grants.iter().filter(|grant| !grant.decodes))
+        {
+            let sequence = &mut self.sequences[id];
+            let end = sequence.scheduled + tokens;
+            let samples = sequence.samples_at(end);
+            let targets = sequence.targets(tokens);
+            carried.push(InFlightRow {
+                id,
+                end,
+                targets: targets.clone(),
+                samples,
+            });
+            rows.push(StepRow {
+                sequence: id,
+                position: sequence.scheduled,
+                input: sequence.input(tokens),
+                new_blocks: sequence.blocks[sequence.sent_blocks..].to_vec(),
+                sample: samples.then(|| sequence.sampling.clone()),
+                prompt_targets: sequence.tokens[targets].to_vec(),
+            });
+            sequence.scheduled = end;
+            sequence.sent_blocks = sequence.blocks.len();
+            sequence.in_flight += 1;
+            if samples {
+                sequence.phase = Phase::Decode;
+                sequence.pending += 1;
+                sequence.last_sample = (number, rows.len() - 1);
+            }
+        }
+        self.in_flight.push_back(InFlightStep {
+            number,
+            rows: carried,
+        });
+        Step {
+            number,
+            rows,
+            ended: std::mem::take(&mut self.ended),
+        }
+    }
+}

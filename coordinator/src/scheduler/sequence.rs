@@ -1,0 +1,214 @@
+//! One sequence: its tokens, how far they are computed, and what its next row would be.
+
+use std::collections::BTreeMap;
+use std::ops::{Index, IndexMut, Range};
+
+use secondwind_model::step::{RowInput, Sampling, SequenceId};
+
+use super::blocks::BlockPool;
+
+/// What a caller asks for. Everything is resolved: defaults are filled in, text is tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewSequence {
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// Most tokens to sample; the end of the context may come first.
+    pub max_tokens: usize,
+    /// Tokens that end the sequence (they are emitted); empty to ignore them all.
+    pub stop_tokens: Vec<u32>,
+    /// How each token is drawn.
+    pub sampling: Sampling,
+    /// Report the log-probability of every prompt token but the first.
+    pub prompt_logprobs: bool,
+}
+
+/// Where a sequence stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Holds no block and no place on the workers.
+    Waiting,
+    /// On the workers; tokens that it has are still to be scheduled.
+    Prefill,
+    /// On the workers; one token at a time.
+    Decode,
+    /// Finished or cancelled; keeps its blocks until no step in flight uses them.
+    Finishing,
+}
+
+/// A sequence from its acceptance until its last step in flight is committed.
+#[derive(Clone, Debug)]
+pub(super) struct Sequence {
+    /// Prompt and output; a token enters when its step is committed.
+    pub tokens: Vec<u32>,
+    /// How many of `tokens` are the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens to sample at most, the context considered.
+    pub max_output: usize,
+    pub stop_tokens: Vec<u32>,
+    pub sampling: Sampling,
+    pub prompt_logprobs: bool,
+    pub phase: Phase,
+    /// Positions whose KV a step, committed or in flight, has written.
+    pub scheduled: usize,
+    /// Positions whose step is committed.
+    pub computed: usize,
+    /// Most positions that were ever committed: what lies below is computed again.
+    pub high_water: usize,
+    /// Tokens that steps in flight sample.
+    pub pending: usize,
+    /// Step and row of the last of those.
+    pub last_sample: (u64, usize),
+    /// Steps in flight that carry it.
+    pub in_flight: usize,
+    /// Leading positions whose prompt log-probabilities were emitted.
+    pub logprobs_done: usize,
+    /// Its KV blocks in order of position.
+    pub blocks: Vec<u32>,
+    /// Leading blocks that workers have in its table.
+    pub sent_blocks: usize,
+}
+
+impl Sequence {
+    pub fn new(new: NewSequence, max_context_tokens: usize) -> Self {
+        let prompt_tokens = new.prompt.len();
+        Self {
+            tokens: new.prompt,
+            prompt_tokens,
+            max_output: new
+                .max_tokens
+                .min(max_context_tokens.saturating_sub(prompt_tokens)),
+            stop_tokens: new.stop_tokens,
+            sampling: new.sampling,
+            prompt_logprobs: new.prompt_logprobs,
+            phase: Phase::Waiting,
+            scheduled: 0,
+            computed: 0,
+            high_water: 0,
+            pending: 0,
+            last_sample: (0, 0),
+            in_flight: 0,
+            logprobs_done: 0,
+            blocks: Vec::new(),
+            sent_blocks: 0,
+        }
+    }
+
+    /// Most positions whose KV it ever needs: the last token it samples is not computed.
+    pub fn most_positions(&self) -> usize {
+        self.prompt_tokens + self.max_output.saturating_sub(1)
+    }
+
+    /// Positions that it needs to sample its next token and compute it.
+    pub fn next_positions(&self) -> usize {
+        (self.tokens.len() + self.pending + 1).min(self.most_positions())
+    }
+
+    pub fn output_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+
+    /// Nothing is left to schedule: its last step is in flight.
+    pub fn is_exhausted(&self) -> bool {
+        if self.max_output == 0 {
+            self.scheduled == self.tokens.len()
+        } else {
+            self.output_tokens() + self.pending >= self.max_output
+        }
+    }
+
+    /// Tokens of its next row under what is left of a step; 0 when it has none to give.
+    pub fn next_row_tokens(&self, step_tokens: usize, logit_rows: usize) -> usize {
+        if self.is_exhausted() {
+            return 0;
+        }
+        let start = self.scheduled;
+        let mut tokens = (self.tokens.len() + self.pending - start).min(step_tokens);
+        let last_target = self.prompt_tokens - 1;
+        if self.prompt_logprobs && start < self.logprobs_done && self.logprobs_done < last_target {
+            // Computed again: a row reports all of its targets or none.
+            tokens = tokens.min(self.logprobs_done - start);
+        }
+        if self.wants_targets(start) {
+            tokens = tokens.min(logit_rows);
+        } else if logit_rows == 0 && self.samples_at(start + tokens) {
+            tokens = tokens.saturating_sub(1);
+        }
+        tokens
+    }
+
+    /// Rows of logits that its next `tokens` tokens take.
+    pub fn logit_rows(&self, tokens: usize) -> usize {
+        let end = self.scheduled + tokens;
+        self.targets(tokens).len() + usize::from(self.samples_at(end))
+    }
+
+    /// Indices into `tokens` of the targets of its next `tokens` tokens.
+    pub fn targets(&self, tokens: usize) -> Range<usize> {
+        let start = self.scheduled;
+        if self.wants_targets(start) {
+            start + 1..(start + tokens + 1).min(self.prompt_tokens)
+        } else {
+            0..0
+        }
+    }
+
+    /// Whether a row that ends before position `end` samples.
+    pub fn samples_at(&self, end: usize) -> bool {
+        self.max_output > 0 && end == self.tokens.len() + self.pending
+    }
+
+    /// The input of its next `tokens` tokens.
+    pub fn input(&self, tokens: usize) -> RowInput {
+        match self.tokens.get(self.scheduled..self.scheduled + tokens) {
+            Some(literal) => RowInput::Tokens(literal.to_vec()),
+            None => {
+                let (step, row) = self.last_sample;
+                RowInput::Sampled { step, row }
+            }
+        }
+    }
+
+    /// Gives its blocks back.
+    pub fn release_blocks(&mut self, pool: &mut BlockPool) {
+        for block in self.blocks.drain(..) {
+            let released = pool.release(block);
+            debug_assert!(released.is_ok(), "{released:?}");
+        }
+        self.sent_blocks = 0;
+    }
+
+    /// Back to waiting, to be computed again from its first token. Tokens and emitted
+    /// log-probabilities stay.
+    pub fn restart(&mut self, pool: &mut BlockPool) {
+        self.release_blocks(pool);
+        self.phase = Phase::Waiting;
+        self.scheduled = 0;
+        self.computed = 0;
+        self.pending = 0;
+        self.in_flight = 0;
+    }
+
+    fn wants_targets(&self, start: usize) -> bool {
+        self.prompt_logprobs && start >= self.logprobs_done && start + 1 < self.prompt_tokens
+    }
+}
+
+/// Every sequence that is not over, by id. Asking for one that is not there is a fault of the scheduler.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SequenceTable(pub BTreeMap<SequenceId, Sequence>);
+
+impl Index<SequenceId> for SequenceTable {
+    type Output = Sequence;
+
+    fn index(&self, id: SequenceId) -> &Sequence {
+        &self.0[&id]
+    }
+}
+
+impl IndexMut<SequenceId> for SequenceTable {
+    fn index_mut(&mut self, id: SequenceId) -> &mut Sequence {
+        self.0
+            .get_mut(&id)
+            .expect("the scheduler lists only sequences that it has")
+    }
+}

@@ -1,0 +1,354 @@
+//! The scheduler against a worker that only remembers: block tables, and in each KV slot which token of
+//! which sequence at which position was written there.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+use secondwind_model::step::{Sampling, SequenceId, StepResult};
+
+use super::*;
+use worker::{Worker, token_at};
+
+mod worker;
+
+const STOP_TOKEN: u32 = 0;
+
+fn greedy() -> Sampling {
+    Sampling {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: 7,
+        logprobs: None,
+    }
+}
+
+/// What a client has seen and must see.
+struct Client {
+    prompt_tokens: usize,
+    expected: Vec<u32>,
+    reason: FinishReason,
+    logprobs: bool,
+    got: Vec<u32>,
+    got_logprobs: usize,
+    /// Finished or cancelled: nothing may follow.
+    over: bool,
+}
+
+struct Simulation {
+    scheduler: Scheduler,
+    worker: Worker,
+    results: VecDeque<StepResult>,
+    clients: BTreeMap<SequenceId, Client>,
+    settings: SchedulerSettings,
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Submit {
+        prompt_tokens: usize,
+        max_tokens: usize,
+        stops: bool,
+        logprobs: bool,
+    },
+    Cancel(usize),
+    Step,
+    Commit,
+    Abort,
+    Replan(usize),
+}
+
+impl Simulation {
+    fn new(settings: SchedulerSettings) -> Self {
+        Self {
+            scheduler: Scheduler::new(settings).unwrap(),
+            worker: Worker::new(settings),
+            results: VecDeque::new(),
+            clients: BTreeMap::new(),
+            settings,
+        }
+    }
+
+    fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Submit {
+                prompt_tokens,
+                max_tokens,
+                stops,
+                logprobs,
+            } => {
+                self.submit(prompt_tokens, max_tokens, stops, logprobs);
+            }
+            Action::Cancel(pick) => self.cancel(pick),
+            Action::Step => {
+                self.step();
+            }
+            Action::Commit => {
+                self.commit();
+            }
+            Action::Abort => {
+                self.scheduler.abort_epoch();
+                self.begin_epoch();
+            }
+            Action::Replan(kv_blocks) => {
+                for (id, _) in self.scheduler.replan(kv_blocks) {
+                    assert!(!self.clients.remove(&id).unwrap().over);
+                }
+                self.settings.kv_blocks = kv_blocks;
+                self.begin_epoch();
+            }
+        }
+        check_books(&self.scheduler);
+    }
+
+    fn begin_epoch(&mut self) {
+        assert_eq!(self.scheduler.counters().blocks_used, 0);
+        self.worker = Worker::new(self.settings);
+        self.results.clear();
+    }
+
+    fn submit(&mut self, prompt_tokens: usize, max_tokens: usize, stops: bool, logprobs: bool) {
+        // The prompt is that of the id to come, so that all tokens are a function of (id, position).
+        let id = self.scheduler.next_id;
+        let submitted = self.scheduler.submit(NewSequence {
+            prompt: (0..prompt_tokens)
+                .map(|position| token_at(id, position))
+                .collect(),
+            max_tokens,
+            stop_tokens: if stops { vec![STOP_TOKEN] } else { Vec::new() },
+            sampling: greedy(),
+            prompt_logprobs: logprobs,
+        });
+        let Ok(accepted) = submitted else { return };
+        assert_eq!(accepted, id);
+        let end = prompt_tokens + max_tokens.min(self.settings.max_context_tokens - prompt_tokens);
+        let mut expected: Vec<_> = (prompt_tokens..end)
+            .map(|position| token_at(id, position))
+            .collect();
+        let mut reason = FinishReason::Length;
+        if let Some(stop) = expected
+            .iter()
+            .position(|&token| stops && token == STOP_TOKEN)
+        {
+            expected.truncate(stop + 1);
+            reason = FinishReason::StopToken;
+        }
+        let (got, got_logprobs, over) = (Vec::new(), 0, false);
+        self.clients.insert(
+            id,
+            Client {
+                prompt_tokens,
+                expected,
+                reason,
+                logprobs,
+                got,
+                got_logprobs,
+                over,
+            },
+        );
+    }
+
+    fn cancel(&mut self, pick: usize) {
+        if self.clients.is_empty() {
+            return;
+        }
+        let id = *self.clients.keys().nth(pick % self.clients.len()).unwrap();
+        let client = self.clients.get_mut(&id).unwrap();
+        assert_eq!(self.scheduler.cancel(id), !client.over);
+        client.over = true;
+    }
+
+    fn step(&mut self) -> bool {
+        let Some(step) = self.scheduler.next_step() else {
+            return false;
+        };
+        for id in &step.ended {
+            // A live one was preempted: not the oldest of those that the worker has.
+            let live = |id: &SequenceId| !self.clients[id].over;
+            let oldest = self.worker.tables.keys().find(|id| live(id));
+            assert!(!live(id) || oldest != Some(id), "the oldest was preempted");
+        }
+        for row in &step.rows {
+            let client = &self.clients[&row.sequence];
+            assert!(!client.over, "a row for {} that is over", row.sequence);
+            let samples_token = row.position + row.input.len() + 1;
+            let end = client.prompt_tokens + client.expected.len();
+            let stops = client.reason == FinishReason::StopToken;
+            assert!(
+                row.sample.is_none() || stops || samples_token <= end,
+                "a row beyond max_tokens"
+            );
+            assert_eq!(row.sample.is_some(), row.sample == Some(greedy()));
+        }
+        self.results.push_back(self.worker.run(&step));
+        assert!(self.results.len() <= self.settings.max_in_flight);
+        true
+    }
+
+    fn commit(&mut self) -> bool {
+        let Some(result) = self.results.pop_front() else {
+            return false;
+        };
+        for event in self.scheduler.commit(result).unwrap() {
+            let (Event::Token { sequence: id, .. }
+            | Event::PromptLogprobs { sequence: id, .. }
+            | Event::Finished { sequence: id, .. }) = event;
+            let client = self.clients.get_mut(&id).unwrap();
+            assert!(!client.over, "an event for {id} that is over: {event:?}");
+            match event {
+                Event::Token { token, .. } => client.got.push(token.token),
+                Event::PromptLogprobs {
+                    position, logprobs, ..
+                } => {
+                    assert!(client.logprobs && client.got.is_empty() && !logprobs.is_empty());
+                    assert_eq!(position, client.got_logprobs + 1);
+                    for logprob in logprobs {
+                        client.got_logprobs += 1;
+                        assert_eq!(logprob, -(client.got_logprobs as f32));
+                    }
+                }
+                Event::Finished { reason, .. } => {
+                    assert_eq!(reason, client.reason);
+                    assert_eq!(client.got, client.expected);
+                    client.over = true;
+                }
+            }
+            assert!(client.expected.starts_with(&client.got));
+            if !client.got.is_empty() || client.over {
+                assert_eq!(
+                    client.got_logprobs,
+                    if client.logprobs {
+                        client.prompt_tokens - 1
+                    } else {
+                        0
+                    }
+                );
+            }
+        }
+        true
+    }
+
+    /// Runs until nothing is left, then looks for what was.
+    fn drain(&mut self) {
+        for _ in 0..20_000 {
+            let stepped = self.step();
+            check_books(&self.scheduler);
+            if !stepped && !self.commit() {
+                break;
+            }
+        }
+        assert!(
+            self.scheduler.is_idle(),
+            "stuck: {:?}",
+            self.scheduler.counters()
+        );
+        let counters = self.scheduler.counters();
+        assert_eq!(
+            (counters.blocks_used, counters.waiting, counters.running),
+            (0, 0, 0)
+        );
+        assert!(
+            self.worker.tables.is_empty(),
+            "the worker was told of every end"
+        );
+        assert!(self.clients.values().all(|client| client.over));
+    }
+}
+
+/// No block leaks or has two owners, and lists agree with phases.
+fn check_books(scheduler: &Scheduler) {
+    let mut owned = BTreeSet::new();
+    for (id, sequence) in &scheduler.sequences.0 {
+        for &block in &sequence.blocks {
+            assert!(owned.insert(block), "block {block} of {id} has two owners");
+        }
+        let carried = scheduler
+            .in_flight
+            .iter()
+            .flat_map(|step| &step.rows)
+            .filter(|row| row.id == *id);
+        assert_eq!(carried.count(), sequence.in_flight);
+        assert!(sequence.sent_blocks <= sequence.blocks.len());
+        assert!(sequence.computed <= sequence.scheduled);
+        assert!(sequence.scheduled <= sequence.tokens.len() + sequence.pending);
+        match sequence.phase {
+            Phase::Waiting => assert!(
+                scheduler.waiting.contains(&Waiting { id: *id }) && sequence.blocks.is_empty()
+            ),
+            Phase::Prefill | Phase::Decode => assert!(scheduler.running.contains(id)),
+            Phase::Finishing => assert!(sequence.in_flight > 0 && !scheduler.running.contains(id)),
+        }
+    }
+    assert_eq!(owned.len(), scheduler.pool.used());
+    assert!(scheduler.running.is_sorted());
+    let listed = scheduler.running.len() + scheduler.waiting.len();
+    let finishing = scheduler
+        .sequences
+        .0
+        .values()
+        .filter(|sequence| sequence.phase == Phase::Finishing);
+    assert_eq!(listed + finishing.count(), scheduler.sequences.0.len());
+}
+
+fn settings() -> impl Strategy<Value = SchedulerSettings> {
+    let step = (1..8_usize, 1..24_usize, 1..16_usize);
+    let memory = (1..5_usize, 2..24_usize, 2..48_usize);
+    (step, memory, 1..=2_usize, 0..12_usize).prop_map(
+        |(step, memory, max_in_flight, max_waiting)| {
+            let (max_sequences, max_step_tokens, max_logit_rows) = step;
+            let (block_tokens, kv_blocks, max_context_tokens) = memory;
+            SchedulerSettings {
+                max_sequences,
+                max_step_tokens,
+                max_logit_rows,
+                block_tokens,
+                kv_blocks,
+                max_context_tokens,
+                max_in_flight,
+                max_waiting,
+            }
+        },
+    )
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let submit = (
+        1..20_usize,
+        0..40_usize,
+        any::<bool>(),
+        prop::bool::weighted(0.3),
+    );
+    let submit = submit.prop_map(
+        |(prompt_tokens, max_tokens, stops, logprobs)| Action::Submit {
+            prompt_tokens,
+            max_tokens,
+            stops,
+            logprobs,
+        },
+    );
+    prop_oneof![
+        10 => submit,
+        3 => any::<usize>().prop_map(Action::Cancel),
+        16 => Just(Action::Step),
+        14 => Just(Action::Commit),
+        1 => Just(Action::Abort),
+        1 => (2..24_usize).prop_map(Action::Replan),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_token_is_computed_on_its_own_kv_and_nothing_leaks(
+        settings in settings(),
+        actions in prop::collection::vec(action(), 0..200),
+    ) {
+        let mut simulation = Simulation::new(settings);
+        for action in &actions {
+            simulation.act(action);
+        }
+        simulation.drain();
+    }
+}

@@ -1,0 +1,479 @@
+//! The loop: the only place where scheduler and cluster meet. It owns the clock.
+//!
+//! It takes sequences from the API, asks the scheduler for steps while fewer than two are in flight,
+//! sends each to every rank, and commits a step when every rank has finished it. When the group is
+//! lost the scheduler keeps every token, and the next group goes on from there.
+
+mod client;
+mod end;
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use secondwind_model::step::{SequenceId, StepResult};
+use tokio::{
+    sync::{
+        mpsc::{self, UnboundedReceiver, UnboundedSender},
+        watch,
+    },
+    time::{sleep_until, timeout},
+};
+
+pub use client::EngineHandle;
+use client::{Client, Submission};
+use end::{Blame, EpochEnd, Failure, STRIKES_ALLOWED, first_cause};
+
+use crate::{
+    cluster::{EndEpoch, Group, RankEvent, State},
+    request::{FinishReason, SequenceEvent, SubmitError},
+    scheduler::{self, Event, Refusal, Scheduler, SchedulerSettings},
+};
+
+/// Limits that are not the plan's.
+#[derive(Clone, Copy, Debug)]
+pub struct LoopSettings {
+    /// Sequences that may wait.
+    pub max_waiting: usize,
+    /// A step that takes longer ends the epoch.
+    pub step_deadline: Duration,
+}
+
+/// A step that was sent.
+struct Sent {
+    number: u64,
+    sequences: Vec<SequenceId>,
+    since: Instant,
+    done: Vec<bool>,
+    result: Option<StepResult>,
+}
+
+/// Everything the loop owns.
+pub struct StepLoop {
+    settings: LoopSettings,
+    submissions: UnboundedReceiver<Submission>,
+    groups: UnboundedReceiver<Group>,
+    cancelled: (UnboundedSender<SequenceId>, UnboundedReceiver<SequenceId>),
+    open: watch::Sender<bool>,
+    /// From the first group on.
+    scheduler: Option<Scheduler>,
+    /// Of the plan that the scheduler follows.
+    block_tokens: usize,
+    clients: HashMap<SequenceId, Client>,
+    in_flight: VecDeque<Sent>,
+}
+
+impl StepLoop {
+    /// A loop over `groups`, and the handle for the API.
+    pub fn new(
+        settings: LoopSettings,
+        groups: UnboundedReceiver<Group>,
+        state: watch::Receiver<State>,
+    ) -> (Self, Arc<EngineHandle>) {
+        let (sender, submissions) = mpsc::unbounded_channel();
+        let (open, opened) = watch::channel(false);
+        let handle = Arc::new(EngineHandle {
+            submissions: sender,
+            state,
+            open: opened,
+        });
+        let step_loop = Self {
+            settings,
+            submissions,
+            groups,
+            cancelled: mpsc::unbounded_channel(),
+            open,
+            scheduler: None,
+            block_tokens: 0,
+            clients: HashMap::new(),
+            in_flight: VecDeque::new(),
+        };
+        (step_loop, handle)
+    }
+
+    /// Runs until `shutdown`; then every unfinished sequence is told.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
+        loop {
+            let group = tokio::select! {
+                () = &mut shutdown => break,
+                group = self.groups.recv() => group,
+                Some(submission) = self.submissions.recv() => {
+                    self.submit(submission);
+                    continue;
+                }
+                Some(id) = self.cancelled.1.recv() => {
+                    self.cancel(id);
+                    continue;
+                }
+            };
+            let Some(mut group) = group else { break };
+            if let Err(reason) = self.adopt(&group) {
+                tracing::error!(epoch = group.epoch, reason, "the plan cannot be scheduled");
+                continue;
+            }
+            match self.epoch(&mut group, &mut shutdown).await {
+                EpochEnd::Shutdown => break,
+                EpochEnd::Lost {
+                    reason,
+                    expel,
+                    blame,
+                } => {
+                    tracing::warn!(
+                        epoch = group.epoch,
+                        reason,
+                        "epoch lost; sequences are kept"
+                    );
+                    self.strike(blame, &reason);
+                    self.in_flight.clear();
+                    if let Some(scheduler) = &mut self.scheduler {
+                        scheduler.abort_epoch();
+                    }
+                    // Membership may have ended it already.
+                    let _ = group.end.send(EndEpoch {
+                        epoch: group.epoch,
+                        reason,
+                        expel,
+                    });
+                }
+            }
+        }
+        self.open.send_replace(false);
+        for (_, client) in self.clients.drain() {
+            client.tell(SequenceEvent::Failed(SubmitError::Draining));
+        }
+        self.submissions.close();
+        while let Ok(submission) = self.submissions.try_recv() {
+            let _ = submission
+                .events
+                .send(SequenceEvent::Failed(SubmitError::Draining));
+        }
+    }
+
+    /// Makes the scheduler fit the group's plan.
+    fn adopt(&mut self, group: &Group) -> Result<(), String> {
+        let plan = &group.plan;
+        self.block_tokens = plan.settings.block_tokens;
+        match &mut self.scheduler {
+            Some(scheduler) => {
+                for (id, refusal) in scheduler.replan(plan.kv_blocks) {
+                    if let Some(client) = self.clients.remove(&id) {
+                        client.tell(SequenceEvent::Failed(refused(
+                            refusal,
+                            plan.settings.block_tokens,
+                        )));
+                    }
+                }
+            }
+            None => {
+                let settings = SchedulerSettings {
+                    max_sequences: plan.settings.max_sequences,
+                    max_step_tokens: plan.settings.max_step_tokens,
+                    max_logit_rows: plan.settings.max_logit_rows,
+                    block_tokens: plan.settings.block_tokens,
+                    kv_blocks: plan.kv_blocks,
+                    max_context_tokens: plan.settings.max_context_tokens,
+                    max_in_flight: 2,
+                    max_waiting: self.settings.max_waiting,
+                };
+                let scheduler = Scheduler::new(settings).map_err(|error| error.to_string())?;
+                self.scheduler = Some(scheduler);
+            }
+        }
+        self.open.send_replace(true);
+        Ok(())
+    }
+
+    /// Steps of one epoch, until it ends.
+    async fn epoch(
+        &mut self,
+        group: &mut Group,
+        shutdown: &mut (impl Future<Output = ()> + Unpin),
+    ) -> EpochEnd {
+        loop {
+            self.send_steps(group);
+            let deadline = self
+                .in_flight
+                .front()
+                .map(|sent| sent.since + self.settings.step_deadline);
+            let late = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut *shutdown => return EpochEnd::Shutdown,
+                Some(id) = self.cancelled.1.recv() => self.cancel(id),
+                Some(submission) = self.submissions.recv() => self.submit(submission),
+                event = group.events.recv() => {
+                    let Some(event) = event else {
+                        return EpochEnd::lost("the group was disbanded".into());
+                    };
+                    if let Err(end) = self.hear(group, event).await {
+                        return end;
+                    }
+                }
+                () = late => return self.late(),
+            }
+        }
+    }
+
+    fn send_steps(&mut self, group: &mut Group) {
+        let Some(scheduler) = &mut self.scheduler else {
+            return;
+        };
+        while let Some(step) = scheduler.next_step() {
+            for link in &mut group.links {
+                link.step(&step);
+            }
+            let now = Instant::now();
+            let sequences: Vec<SequenceId> = step.rows.iter().map(|row| row.sequence).collect();
+            for id in &sequences {
+                if let Some(client) = self.clients.get_mut(id)
+                    && client.started.is_none()
+                {
+                    client.started = Some(now);
+                    client.tell(SequenceEvent::Started);
+                }
+            }
+            self.in_flight.push_back(Sent {
+                number: step.number,
+                sequences,
+                since: now,
+                done: vec![false; group.links.len()],
+                result: None,
+            });
+        }
+    }
+
+    async fn hear(&mut self, group: &mut Group, event: RankEvent) -> Result<(), EpochEnd> {
+        match event {
+            RankEvent::Lost { reason, .. } => Err(EpochEnd::lost(reason)),
+            RankEvent::StepFailed {
+                rank,
+                number,
+                message,
+                peer_lost,
+                sequence,
+            } => {
+                let failure = Failure {
+                    rank,
+                    message,
+                    peer_lost,
+                    sequence,
+                };
+                Err(first_cause(group, number, failure).await)
+            }
+            RankEvent::StepDone { rank, result, .. } => self.done(rank, result),
+        }
+    }
+
+    /// A rank finished a step; once all have, its result counts.
+    fn done(&mut self, rank: usize, result: StepResult) -> Result<(), EpochEnd> {
+        let number = result.number;
+        let sent = self.in_flight.iter_mut().find(|sent| sent.number == number);
+        let Some(done) = sent.as_ref().and_then(|sent| sent.done.get(rank)) else {
+            return Err(EpochEnd::Lost {
+                reason: format!("rank {rank} finished step {number}, which is not in flight"),
+                expel: Some(rank),
+                blame: Blame::Loss,
+            });
+        };
+        let twice = *done;
+        if let Some(sent) = sent {
+            sent.done[rank] = true;
+            if rank == 0 && !twice {
+                sent.result = Some(result);
+            }
+        }
+        // Steps end in order on every rank, so only the oldest can be complete.
+        while let Some(sent) = self.in_flight.front()
+            && sent.done.iter().all(|&done| done)
+        {
+            let result = self.in_flight.pop_front().and_then(|sent| sent.result);
+            if let Some(next) = self.in_flight.front_mut() {
+                // It has waited for the one before it until now.
+                next.since = Instant::now();
+            }
+            self.commit(result.unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, result: StepResult) -> Result<(), EpochEnd> {
+        let Some(scheduler) = &mut self.scheduler else {
+            return Ok(());
+        };
+        let events = scheduler.commit(result).map_err(|error| EpochEnd::Lost {
+            reason: format!("rank 0's result does not fit its step: {error}"),
+            expel: Some(0),
+            blame: Blame::Step,
+        })?;
+        let now = Instant::now();
+        for event in events {
+            match event {
+                Event::Token { sequence, token } => {
+                    if let Some(client) = self.clients.get_mut(&sequence) {
+                        client.first_token.get_or_insert(now);
+                        client.tell(SequenceEvent::Token(token));
+                    }
+                }
+                Event::PromptLogprobs {
+                    sequence, logprobs, ..
+                } => {
+                    if let Some(client) = self.clients.get_mut(&sequence) {
+                        client.prompt_logprobs.extend(logprobs);
+                        if client.prompt_logprobs.len() + 1 == client.prompt_tokens {
+                            let all = std::mem::take(&mut client.prompt_logprobs);
+                            client.tell(SequenceEvent::PromptLogprobs(all));
+                        }
+                    }
+                }
+                Event::Finished { sequence, reason } => {
+                    if let Some(client) = self.clients.remove(&sequence) {
+                        let reason = match reason {
+                            scheduler::FinishReason::StopToken => FinishReason::Stop,
+                            scheduler::FinishReason::Length => FinishReason::Length,
+                        };
+                        let timings = client.timings(now);
+                        client.tell(SequenceEvent::Finished { reason, timings });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let Submission { sequence, events } = submission;
+        let Some(scheduler) = &mut self.scheduler else {
+            let detail = "workers are still missing or loading".into();
+            let _ = events.send(SequenceEvent::Failed(SubmitError::NoGroup { detail }));
+            return;
+        };
+        let prompt_tokens = sequence.prompt.len();
+        let wants_prompt_logprobs = sequence.prompt_logprobs;
+        let accepted = scheduler.submit(scheduler::NewSequence {
+            prompt: sequence.prompt,
+            max_tokens: sequence.max_tokens,
+            stop_tokens: sequence.stop_token_ids,
+            sampling: sequence.sampling,
+            prompt_logprobs: wants_prompt_logprobs,
+        });
+        let id = match accepted {
+            Ok(id) => id,
+            Err(refusal) => {
+                let _ = events.send(SequenceEvent::Failed(refused(refusal, self.block_tokens)));
+                return;
+            }
+        };
+        if wants_prompt_logprobs && prompt_tokens == 1 {
+            let _ = events.send(SequenceEvent::PromptLogprobs(Vec::new()));
+        }
+        self.clients.insert(
+            id,
+            Client {
+                events: events.clone(),
+                submitted: Instant::now(),
+                started: None,
+                first_token: None,
+                prompt_tokens,
+                prompt_logprobs: Vec::new(),
+                strikes: 0,
+            },
+        );
+        let cancelled = self.cancelled.0.clone();
+        let deadline = sequence.deadline;
+        tokio::spawn(async move {
+            let gone = events.closed();
+            match deadline {
+                None => gone.await,
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if timeout(left, gone).await.is_err() {
+                        let _ = events.send(SequenceEvent::Failed(SubmitError::DeadlineExceeded));
+                    }
+                }
+            }
+            let _ = cancelled.send(id);
+        });
+    }
+
+    /// A client went away, or its time is over. Also called once after a sequence finished.
+    fn cancel(&mut self, id: SequenceId) {
+        if self.clients.remove(&id).is_some()
+            && let Some(scheduler) = &mut self.scheduler
+        {
+            scheduler.cancel(id);
+        }
+    }
+
+    /// The oldest step is over its deadline.
+    fn late(&self) -> EpochEnd {
+        let Some(sent) = self.in_flight.front() else {
+            return EpochEnd::lost("a step was late".into());
+        };
+        let missing: Vec<usize> = (0..sent.done.len())
+            .filter(|&rank| !sent.done[rank])
+            .collect();
+        EpochEnd::Lost {
+            reason: format!(
+                "step {} is not finished after {} s on rank(s) {missing:?}",
+                sent.number,
+                self.settings.step_deadline.as_secs()
+            ),
+            // If one rank alone is late it hangs; several may wait for each other.
+            expel: (missing.len() == 1).then(|| missing[0]),
+            blame: Blame::Step,
+        }
+    }
+
+    /// Strikes the sequences to blame; one that has too many strikes is given up.
+    fn strike(&mut self, blame: Blame, reason: &str) {
+        // Two steps in flight may carry the same sequence.
+        let ids: BTreeSet<SequenceId> = match blame {
+            Blame::Sequence(id) => [id].into(),
+            Blame::Step | Blame::Loss => self
+                .in_flight
+                .iter()
+                .flat_map(|sent| sent.sequences.iter().copied())
+                .collect(),
+        };
+        for id in ids {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            client.strikes += blame.strikes();
+            if client.strikes < STRIKES_ALLOWED {
+                continue;
+            }
+            client.tell(SequenceEvent::Failed(SubmitError::Internal {
+                detail: reason.to_owned(),
+            }));
+            self.cancel(id);
+        }
+    }
+}
+
+fn refused(refusal: Refusal, block_tokens: usize) -> SubmitError {
+    match refusal {
+        Refusal::QueueFull { waiting } => SubmitError::QueueFull { limit: waiting },
+        Refusal::TooFewBlocks { needed, kv_blocks } => SubmitError::KvCacheTooSmall {
+            needed_tokens: needed * block_tokens,
+            capacity_tokens: kv_blocks * block_tokens,
+        },
+        // The API has checked these against the same limits.
+        refusal @ (Refusal::EmptyPrompt | Refusal::NothingToDo | Refusal::PromptTooLong { .. }) => {
+            SubmitError::Internal {
+                detail: refusal.to_string(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

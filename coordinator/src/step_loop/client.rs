@@ -1,0 +1,78 @@
+//! The loop's two sides towards the API: the handle that takes sequences, and what it keeps of each client.
+
+use std::time::Instant;
+
+use secondwind_proto::v1;
+use tokio::sync::{
+    mpsc::{self, UnboundedSender},
+    watch,
+};
+
+use crate::{
+    cluster::State,
+    request::{Engine, EventStream, NewSequence, SequenceEvent, SequenceTimings, SubmitError},
+};
+
+/// The loop as the API sees it.
+pub struct EngineHandle {
+    pub(super) submissions: UnboundedSender<Submission>,
+    pub(super) state: watch::Receiver<State>,
+    /// The loop's own view of whether it can take sequences.
+    pub(super) open: watch::Receiver<bool>,
+}
+
+pub(super) struct Submission {
+    pub sequence: NewSequence,
+    pub events: UnboundedSender<SequenceEvent>,
+}
+
+/// One client's sequence.
+pub(super) struct Client {
+    pub events: UnboundedSender<SequenceEvent>,
+    pub submitted: Instant,
+    pub started: Option<Instant>,
+    pub first_token: Option<Instant>,
+    pub prompt_tokens: usize,
+    pub prompt_logprobs: Vec<f32>,
+    pub strikes: u32,
+}
+
+impl Client {
+    pub fn tell(&self, event: SequenceEvent) {
+        // A client that is gone is cancelled by the task that watches it.
+        let _ = self.events.send(event);
+    }
+
+    pub fn timings(&self, now: Instant) -> SequenceTimings {
+        let started = self.started.unwrap_or(now);
+        let first_token = self.first_token.unwrap_or(now);
+        SequenceTimings {
+            queue: started - self.submitted,
+            prefill: first_token.saturating_duration_since(started),
+            decode: now.saturating_duration_since(first_token),
+        }
+    }
+}
+
+impl Engine for EngineHandle {
+    fn submit(&self, sequence: NewSequence) -> Result<EventStream, SubmitError> {
+        let no_plan = matches!(&*self.state.borrow(), State::NoPlan { .. });
+        if no_plan || !*self.open.borrow() {
+            return Err(SubmitError::NoGroup {
+                detail: self.state.borrow().to_string(),
+            });
+        }
+        let (events, stream) = mpsc::unbounded_channel();
+        self.submissions
+            .send(Submission { sequence, events })
+            .map_err(|_| SubmitError::Draining)?;
+        Ok(stream)
+    }
+
+    fn group(&self) -> Option<v1::Group> {
+        match &*self.state.borrow() {
+            State::Serving(group) => Some(group.clone()),
+            _ => None,
+        }
+    }
+}

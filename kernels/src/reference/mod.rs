@@ -1,0 +1,10 @@
+//! The plain twin of every op: obviously right, slow, and what the fast paths are tested against.
+
+mod attention;
+mod linear;
+mod ops;
+
+pub use attention::attention;
+pub(crate) use attention::check_attention;
+pub use linear::{dequantise_column, linear};
+pub use ops::{add, embed, head_norm, kv_write, reduce_row, rms_norm, rope, silu_mul};

@@ -1,0 +1,168 @@
+//! [`Step`] and [`StepResult`] on the wire.
+
+use secondwind_model::step::{
+    RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
+};
+
+use crate::{WireError, index, v1};
+
+/// A step for the ranks of `epoch`.
+pub fn step_to_wire(epoch: u64, step: &Step) -> v1::Step {
+    v1::Step {
+        epoch,
+        number: step.number,
+        rows: step.rows.iter().map(Into::into).collect(),
+        ended: step.ended.clone(),
+    }
+}
+
+/// A step as a worker executes it; its epoch stays with the caller.
+///
+/// # Errors
+/// Names a row that carries no input.
+pub fn step_from_wire(from: v1::Step) -> Result<Step, WireError> {
+    Ok(Step {
+        number: from.number,
+        rows: from
+            .rows
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect::<Result<_, _>>()?,
+        ended: from.ended,
+    })
+}
+
+impl From<&StepRow> for v1::StepRow {
+    fn from(from: &StepRow) -> Self {
+        let input = match &from.input {
+            RowInput::Tokens(ids) => v1::step_row::Input::Tokens(v1::TokenIds { ids: ids.clone() }),
+            RowInput::Sampled { step, row } => v1::step_row::Input::Sampled(v1::SampledToken {
+                step: *step,
+                row: *row as u64,
+            }),
+        };
+        Self {
+            sequence: from.sequence,
+            position: from.position as u64,
+            input: Some(input),
+            new_blocks: from.new_blocks.clone(),
+            sample: from.sample.as_ref().map(Into::into),
+            prompt_targets: from.prompt_targets.clone(),
+        }
+    }
+}
+
+impl TryFrom<v1::StepRow> for StepRow {
+    type Error = WireError;
+
+    fn try_from(from: v1::StepRow) -> Result<Self, WireError> {
+        let message = "StepRow";
+        let input = match from.input {
+            Some(v1::step_row::Input::Tokens(tokens)) if !tokens.ids.is_empty() => {
+                RowInput::Tokens(tokens.ids)
+            }
+            Some(v1::step_row::Input::Sampled(sampled)) => RowInput::Sampled {
+                step: sampled.step,
+                row: index(sampled.row, message, "sampled.row")?,
+            },
+            _ => {
+                return Err(WireError::Missing {
+                    message,
+                    field: "input",
+                });
+            }
+        };
+        Ok(Self {
+            sequence: from.sequence,
+            position: index(from.position, message, "position")?,
+            input,
+            new_blocks: from.new_blocks,
+            sample: from.sample.map(Into::into),
+            prompt_targets: from.prompt_targets,
+        })
+    }
+}
+
+impl From<&Sampling> for v1::Sampling {
+    fn from(from: &Sampling) -> Self {
+        Self {
+            temperature: from.temperature,
+            top_k: from.top_k,
+            top_p: from.top_p,
+            min_p: from.min_p,
+            seed: from.seed,
+            logprobs: from.logprobs,
+        }
+    }
+}
+
+impl From<v1::Sampling> for Sampling {
+    fn from(from: v1::Sampling) -> Self {
+        Self {
+            temperature: from.temperature,
+            top_k: from.top_k,
+            top_p: from.top_p,
+            min_p: from.min_p,
+            seed: from.seed,
+            logprobs: from.logprobs,
+        }
+    }
+}
+
+/// A finished step, without timings.
+pub fn step_result_to_wire(epoch: u64, result: StepResult) -> v1::StepResult {
+    v1::StepResult {
+        epoch,
+        number: result.number,
+        rows: result
+            .rows
+            .into_iter()
+            .map(|row| v1::RowResult {
+                row: row.row as u64,
+                token: row.token.map(|token| v1::TokenLogprobs {
+                    token: token.token,
+                    logprob: token.logprob,
+                    top: token
+                        .top
+                        .into_iter()
+                        .map(|(token, logprob)| v1::TopLogprob { token, logprob })
+                        .collect(),
+                }),
+                prompt_logprobs: row.prompt_logprobs,
+            })
+            .collect(),
+        gathered_rows: result.gathered_rows,
+        compute_us: 0,
+        collective_us: 0,
+    }
+}
+
+/// A finished step as the scheduler commits it.
+///
+/// # Errors
+/// Names a row index that no machine can hold.
+pub fn step_result_from_wire(from: v1::StepResult) -> Result<StepResult, WireError> {
+    Ok(StepResult {
+        number: from.number,
+        rows: from
+            .rows
+            .into_iter()
+            .map(|row| {
+                Ok(RowResult {
+                    row: index(row.row, "RowResult", "row")?,
+                    token: row.token.map(|token| TokenLogprobs {
+                        token: token.token,
+                        logprob: token.logprob,
+                        top: token
+                            .top
+                            .into_iter()
+                            .map(|top| (top.token, top.logprob))
+                            .collect(),
+                    }),
+                    prompt_logprobs: row.prompt_logprobs,
+                })
+            })
+            .collect::<Result<_, WireError>>()?,
+        gathered_rows: from.gathered_rows,
+    })
+}

@@ -1,0 +1,144 @@
+//! Conversions between the wire and the model's data.
+
+use proptest::prelude::*;
+use prost::Message;
+use secondwind_model::step::{
+    RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
+};
+use secondwind_proto::{
+    WireError, fuzz, step_from_wire, step_result_from_wire, step_result_to_wire, step_to_wire, v1,
+};
+
+fn sampling() -> impl Strategy<Value = Sampling> {
+    (
+        0.0_f32..9.0,
+        0_u32..99,
+        0.1_f32..1.0,
+        0.0_f32..1.0,
+        any::<u64>(),
+        prop::option::of(0_u32..20),
+    )
+        .prop_map(
+            |(temperature, top_k, top_p, min_p, seed, logprobs)| Sampling {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                seed,
+                logprobs,
+            },
+        )
+}
+
+fn row() -> impl Strategy<Value = StepRow> {
+    let input = prop_oneof![
+        prop::collection::vec(any::<u32>(), 1..5).prop_map(RowInput::Tokens),
+        (any::<u64>(), 0_usize..64).prop_map(|(step, row)| RowInput::Sampled { step, row }),
+    ];
+    let ids = || prop::collection::vec(any::<u32>(), 0..4);
+    (
+        any::<u64>(),
+        0_usize..1 << 40,
+        input,
+        ids(),
+        prop::option::of(sampling()),
+        ids(),
+    )
+        .prop_map(
+            |(sequence, position, input, new_blocks, sample, prompt_targets)| StepRow {
+                sequence,
+                position,
+                input,
+                new_blocks,
+                sample,
+                prompt_targets,
+            },
+        )
+}
+
+fn row_result() -> impl Strategy<Value = RowResult> {
+    let top = prop::collection::vec((any::<u32>(), -9.0_f32..0.0), 0..3);
+    let token =
+        (any::<u32>(), prop::option::of(-9.0_f32..0.0), top).prop_map(|(token, logprob, top)| {
+            TokenLogprobs {
+                token,
+                logprob,
+                top,
+            }
+        });
+    let logprobs = prop::collection::vec(-9.0_f32..0.0, 0..4);
+    (0_usize..64, prop::option::of(token), logprobs).prop_map(|(row, token, prompt_logprobs)| {
+        RowResult {
+            row,
+            token,
+            prompt_logprobs,
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn steps_survive_the_wire(
+        number in any::<u64>(),
+        epoch in any::<u64>(),
+        rows in prop::collection::vec(row(), 0..4),
+        ended in prop::collection::vec(any::<u64>(), 0..3),
+    ) {
+        let step = Step { number, rows, ended };
+        let bytes = step_to_wire(epoch, &step).encode_to_vec();
+        let message = v1::Step::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(message.epoch, epoch);
+        prop_assert_eq!(step_from_wire(message), Ok(step));
+        fuzz::wire(&bytes);
+    }
+
+    #[test]
+    fn results_survive_the_wire(
+        number in any::<u64>(),
+        rows in prop::collection::vec(row_result(), 0..4),
+        gathered_rows in any::<u32>(),
+    ) {
+        let result = StepResult { number, rows, gathered_rows };
+        let bytes = step_result_to_wire(3, result.clone()).encode_to_vec();
+        let message = v1::StepResult::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(step_result_from_wire(message), Ok(result));
+        fuzz::wire(&bytes);
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fuzz::wire(&bytes);
+    }
+
+    #[test]
+    fn damaged_steps_are_read_or_refused(
+        rows in prop::collection::vec(row(), 1..4),
+        at in any::<prop::sample::Index>(),
+        value in any::<u8>(),
+    ) {
+        let step = Step { number: 1, rows, ended: vec![7] };
+        let mut bytes = step_to_wire(1, &step).encode_to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] = value;
+        fuzz::wire(&bytes);
+        fuzz::wire(&bytes[..at]);
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let row = v1::StepRow::default();
+    let message = v1::Step {
+        rows: vec![row],
+        ..Default::default()
+    };
+    let error = step_from_wire(message).unwrap_err();
+    let expected = WireError::Missing {
+        message: "StepRow",
+        field: "input",
+    };
+    assert_eq!(error, expected);
+    assert_eq!(error.to_string(), "StepRow lacks input");
+    let error = secondwind_model::plan::ShardPlan::try_from(v1::Plan::default()).unwrap_err();
+    assert_eq!(error.to_string(), "Plan lacks settings");
+}

@@ -1,0 +1,93 @@
+//! The gRPC client: what `demo`, `generate` and `chat` say to a coordinator, and what they make of the
+//! answer.
+//!
+//! [`flags`] become a request, [`answer`] receives the stream, [`group`] shows who serves, [`error`]
+//! names what went wrong.
+
+pub mod answer;
+pub mod error;
+pub mod flags;
+pub mod group;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use secondwind_proto::v1::{
+    GenerateRequest, GenerateResponse, GetModelRequest, GetModelResponse,
+    inference_client::InferenceClient,
+};
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
+
+use self::error::{RequestError, Unreachable};
+use crate::exit::UsageError;
+
+/// Where a coordinator listens when nobody says otherwise.
+pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7700";
+/// Log-probabilities of a long prompt arrive in one message.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// A connection to a coordinator.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inference: InferenceClient<Channel>,
+}
+
+impl Client {
+    /// Connects to `http://HOST:PORT`.
+    pub async fn connect(endpoint: &str) -> Result<Self> {
+        let channel = channel(endpoint).await?;
+        let inference = InferenceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(Self { inference })
+    }
+
+    /// The model and the group that serve.
+    pub async fn model(&mut self) -> Result<GetModelResponse> {
+        let answer = self.inference.get_model(GetModelRequest {}).await;
+        Ok(answer.map_err(RequestError::from)?.into_inner())
+    }
+
+    /// Starts a generation; dropping the stream cancels it.
+    pub async fn generate(
+        &mut self,
+        request: GenerateRequest,
+    ) -> Result<Streaming<GenerateResponse>> {
+        let answer = self.inference.generate(request).await;
+        Ok(answer.map_err(RequestError::from)?.into_inner())
+    }
+}
+
+/// A channel to `endpoint`, which may lack its `http://`.
+pub async fn channel(endpoint: &str) -> Result<Channel> {
+    if endpoint.starts_with("https://") {
+        return Err(UsageError::one(format!(
+            "--endpoint {endpoint}: TLS is not built yet; use http://"
+        ))
+        .into());
+    }
+    let uri = if endpoint.contains("://") {
+        endpoint.to_owned()
+    } else {
+        format!("http://{endpoint}")
+    };
+    let parsed = Endpoint::from_shared(uri.clone()).ok().filter(|parsed| {
+        parsed.uri().scheme_str() == Some("http")
+            && parsed.uri().host().is_some()
+            && parsed.uri().port_u16() != Some(0)
+    });
+    let Some(parsed) = parsed else {
+        return Err(UsageError::one(format!(
+            "--endpoint {endpoint} is not of the form http://HOST:PORT"
+        ))
+        .into());
+    };
+    let parsed = parsed
+        .connect_timeout(Duration::from_secs(10))
+        .tcp_nodelay(true);
+    parsed
+        .connect()
+        .await
+        .map_err(|error| Unreachable::new(uri, &error).into())
+}

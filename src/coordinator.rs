@@ -1,0 +1,93 @@
+//! `secondwind coordinator`: the daemon that owns requests, tokens, scheduling and the plan.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, Settings};
+use secondwind_model::plan::KvDType;
+use tokio::net::TcpListener;
+
+use crate::{
+    cli::Common,
+    config::{
+        Config, Section,
+        flags::{CoordinatorKeys, KeyFlags},
+    },
+    logging, output,
+    signals::Stop,
+};
+
+/// Flags of `coordinator`.
+#[derive(Args, Debug)]
+pub struct Flags {
+    #[command(flatten)]
+    section: KeyFlags<CoordinatorKeys>,
+}
+
+/// Runs the command.
+pub async fn run(flags: Flags, common: Common) -> Result<()> {
+    let config = common.load_daemon(&[Section::Coordinator], flags.section.layer)?;
+    logging::start(&config)?;
+    let stop = Stop::on_signal()?;
+    let coordinator = Coordinator::prepare(meant(&config)?)?;
+    let client = bind(&config, "coordinator.listen").await?;
+    let cluster = bind(&config, "coordinator.cluster_listen").await?;
+    let (client_address, cluster_address) = (client.local_addr()?, cluster.local_addr()?);
+    output::print_line(&format!(
+        "listening client={client_address} cluster={cluster_address}"
+    ))?;
+    let serving = coordinator.run(client, cluster, stop.asked());
+    stop.within(grace(&config, "coordinator.stop_timeout"), serving)
+        .await??;
+    Ok(())
+}
+
+/// What `[coordinator]` means to the coordinator.
+pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
+    let integer = |key: &str| {
+        config
+            .integer(key)
+            .with_context(|| format!("{key} is not set"))
+    };
+    Ok(CoordinatorConfig {
+        model: config
+            .text("coordinator.model")
+            .context("coordinator.model is not set")?,
+        world_size: integer("coordinator.world_size")?,
+        settings: Settings {
+            max_context_tokens: config.integer("coordinator.max_context_tokens"),
+            max_sequences: integer("coordinator.max_sequences")?,
+            max_step_tokens: integer("coordinator.max_step_tokens")?,
+            kv_dtype: match config.text("coordinator.kv_dtype").as_deref() {
+                Some("f16") => KvDType::F16,
+                _ => KvDType::F32,
+            },
+            memory_reserve_bytes: config.bytes("coordinator.memory_reserve").unwrap_or(0),
+            split: config.shares("coordinator.split"),
+        },
+        max_waiting: integer("coordinator.max_waiting")?,
+        collective: match config.text("coordinator.collective").as_deref() {
+            Some("grpc") => Collective::Grpc,
+            _ => Collective::Auto,
+        },
+        step_deadline: config
+            .duration("coordinator.step_timeout")
+            .context("coordinator.step_timeout is not set")?,
+        exit_without_plan: false,
+    })
+}
+
+/// The time that a daemon may take to stop.
+pub fn grace(config: &Config, key: &str) -> Duration {
+    config.duration(key).unwrap_or(Duration::from_secs(30))
+}
+
+async fn bind(config: &Config, key: &str) -> Result<TcpListener> {
+    let address: SocketAddr = config
+        .address(key)
+        .with_context(|| format!("{key} is not set"))?;
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{key}: cannot listen on {address}"))
+}

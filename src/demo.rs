@@ -1,0 +1,174 @@
+//! `secondwind demo`: a whole cluster in one process, and one answer of it.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use secondwind_model::checkpoint::Checkpoint;
+
+use crate::{
+    cli::Common,
+    client::{Client, flags::GenerationFlags},
+    config::{
+        Config, Layer, Origin, Section,
+        flags::{KeyFlags, PlanningKeys},
+    },
+    coordinator,
+    generate::{self, Notes},
+    local_cluster::LocalCluster,
+    logging,
+    signals::Stop,
+    worker,
+};
+
+/// Shows what the embedded model knows.
+const DEFAULT_PROMPT: &str = "What is secondwind?";
+
+/// Flags of `demo`. Without `--model` it serves the embedded model.
+#[derive(Args, Debug)]
+pub struct Flags {
+    /// Workers to start [default: 2, or as many as --split has shares]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    workers: Option<String>,
+    /// CPU threads of each worker [default: an even share of the cores]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    threads: Option<String>,
+    /// Stay up after the answer and print the address for clients
+    #[arg(long)]
+    serve: bool,
+    #[command(flatten)]
+    planning: KeyFlags<PlanningKeys>,
+    #[command(flatten)]
+    generation: GenerationFlags,
+}
+
+/// Runs the command.
+pub async fn run(flags: Flags, common: Common) -> Result<()> {
+    let defaults = defaults(&flags);
+    let Flags {
+        workers,
+        threads,
+        serve,
+        planning,
+        mut generation,
+    } = flags;
+    let config = common.load_quiet(
+        &[Section::Coordinator],
+        defaults,
+        typed(workers, threads, planning),
+    )?;
+    logging::start(&config)?;
+    let notes = if generation.json {
+        Notes::Stderr
+    } else {
+        Notes::Stdout
+    };
+    if generation.prompt.is_none() && generation.token_ids.is_none() {
+        generation.prompt = Some(DEFAULT_PROMPT.into());
+    }
+    let mut cluster = start(&config).await?;
+    let shown = async {
+        cluster.until_serving().await?;
+        let endpoint = cluster.endpoint().to_owned();
+        let answering = show(&endpoint, &generation, notes);
+        cluster.during(answering).await?;
+        if serve {
+            let stop = Stop::on_signal()?;
+            notes.say(&format!("serving at {endpoint}; Ctrl-C stops"))?;
+            let asked = async {
+                stop.asked().await;
+                Ok(())
+            };
+            cluster.during(asked).await?;
+        }
+        Ok(())
+    };
+    let shown: Result<()> = shown.await;
+    let stopped = cluster
+        .stop(coordinator::grace(&config, "coordinator.stop_timeout"))
+        .await;
+    // The first failure is the cause of what follows it.
+    shown.and(stopped)
+}
+
+/// One answer, through the same client as `generate`.
+async fn show(endpoint: &str, generation: &GenerationFlags, notes: Notes) -> Result<()> {
+    let mut client = Client::connect(endpoint).await?;
+    let served = generate::plan(&mut client).await?;
+    if let Some(plan) = &served.plan {
+        notes.say(&format!("{}\n", plan.table()))?;
+    }
+    if let Some(prompt) = &generation.prompt {
+        notes.say(&format!("> {prompt}"))?;
+    }
+    generate::answer(&mut client, generation, served, notes).await
+}
+
+async fn start(config: &Config) -> Result<LocalCluster> {
+    let mut coordinator = coordinator::meant(config)?;
+    coordinator.exit_without_plan = true;
+    let mut worker = worker::meant(config)?;
+    worker.model.clone_from(&coordinator.model);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = worker
+        .threads
+        .unwrap_or((cores / coordinator.world_size).max(1));
+    worker.threads = Some(threads);
+    // The workers are alike: one measures for all, undisturbed by the others.
+    let (model, path) = (worker.model.clone(), worker.linear_path);
+    let measured = tokio::task::spawn_blocking(move || -> Result<_> {
+        Ok(secondwind_worker::measure(
+            &Checkpoint::open_named(&model)?.shape()?,
+            threads,
+            path,
+        )?)
+    });
+    let mut capabilities = measured.await.context("measuring this machine failed")??;
+    // They share this machine's memory.
+    capabilities.usable_bytes /= coordinator.world_size as u64;
+    worker.capabilities = Some(capabilities);
+    LocalCluster::start(coordinator, &worker).await
+}
+
+/// What `demo` does when nobody says otherwise.
+fn defaults(flags: &Flags) -> Layer {
+    let mut layer = Layer::new("command");
+    let shares = flags
+        .planning
+        .layer
+        .text("coordinator", "split")
+        .map_or(2, |split| split.split(':').count());
+    layer.set("coordinator", "model", "builtin", Origin::Default);
+    layer.set(
+        "coordinator",
+        "world_size",
+        shares.to_string(),
+        Origin::Default,
+    );
+    layer.set("worker", "model", "builtin", Origin::Default);
+    layer
+}
+
+/// The keys that flags set.
+fn typed(
+    workers: Option<String>,
+    threads: Option<String>,
+    planning: KeyFlags<PlanningKeys>,
+) -> Layer {
+    let mut layer = planning.layer;
+    if let Some(workers) = workers {
+        layer.set(
+            "coordinator",
+            "world_size",
+            workers,
+            Origin::Flag("--workers".into()),
+        );
+    }
+    if let Some(threads) = threads {
+        layer.set(
+            "worker",
+            "threads",
+            threads,
+            Origin::Flag("--threads".into()),
+        );
+    }
+    layer
+}

@@ -1,0 +1,233 @@
+//! Mistakes in flags, environment and file, and commands that need no cluster.
+
+use std::fs;
+
+use crate::{CHECKPOINT, USAGE, refuses, run, secondwind, stderr, stdout};
+
+#[test]
+fn help_and_version_are_answers() {
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["demo", "--help"],
+        &["coordinator", "--help"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(stdout(&output).contains("secondwind"), "{arguments:?}");
+    }
+    let help = stdout(&run(&["coordinator", "--help"]));
+    for flag in [
+        "--world-size <N>",
+        "--cluster-listen",
+        "[default: 127.0.0.1:7700]",
+        "--insecure",
+    ] {
+        assert!(help.contains(flag), "{flag} is not in:\n{help}");
+    }
+}
+
+#[test]
+fn the_command_line_is_checked() {
+    refuses(&[], USAGE, &["Usage"]);
+    refuses(&["sreve"], USAGE, &["sreve"]);
+    refuses(&["demo", "--promt", "x"], USAGE, &["--promt", "--prompt"]);
+    refuses(
+        &["demo", "--prompt", "x", "--token-ids", "1"],
+        USAGE,
+        &["cannot be used with"],
+    );
+    refuses(&["demo", "--token-ids", "1,two"], USAGE, &["two"]);
+    refuses(&["demo", "--max-tokens", "-1"], USAGE, &["--max-tokens"]);
+    refuses(
+        &["demo", "--workers", "0"],
+        USAGE,
+        &["--workers", "from 1 to 1024"],
+    );
+    refuses(
+        &["demo", "--workers", "2", "--split", "3:1:1"],
+        USAGE,
+        &["3 shares for a world size of 2"],
+    );
+    refuses(&["demo", "--split", "3:x"], USAGE, &["--split", "3:x"]);
+    refuses(
+        &["demo", "--model", "/nowhere/at/all"],
+        USAGE,
+        &["/nowhere/at/all", "builtin"],
+    );
+    refuses(&["generate"], USAGE, &["--prompt", "--token-ids"]);
+    refuses(
+        &["generate", "--prompt", "x", "--endpoint", "https://x:1"],
+        USAGE,
+        &["TLS"],
+    );
+    refuses(
+        &["generate", "--prompt", "x", "--endpoint", "::"],
+        USAGE,
+        &["http://HOST:PORT"],
+    );
+    refuses(
+        &["bench", "kernels", "--device", "cuda"],
+        USAGE,
+        &["CUDA is not built yet"],
+    );
+}
+
+#[test]
+fn every_mistake_of_a_daemon_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    fs::write(
+        &file,
+        "[coordinator]\nmax_wating = 3\n\n[worker]\nmemory = 1.5\n",
+    )
+    .unwrap();
+    let file = file.to_str().unwrap();
+    let mut command = secondwind(&[
+        "coordinator",
+        "--world-size",
+        "0",
+        "--listen",
+        "0.0.0.0:0",
+        "--config",
+        file,
+    ]);
+    let output = command
+        .env("SECONDWIND_COORDINATOR_KV_DTYPE", "fp8")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(USAGE));
+    let told = stderr(&output);
+    for line in [
+        &format!("{file}:2: unknown key `coordinator.max_wating`; did you mean `max_waiting`?"),
+        &format!("{file}:5: worker.memory: `1.5` is not a size"),
+        "SECONDWIND_COORDINATOR_KV_DTYPE: coordinator.kv_dtype: `fp8` is not f32 or f16",
+        "--world-size: coordinator.world_size: `0` is not a whole number from 1 to 1024",
+        "--listen: coordinator.listen: 0.0.0.0:0 is reachable from other machines",
+        "coordinator.model is not set",
+    ] {
+        assert!(told.contains(line), "missing: {line}\nin:\n{told}");
+    }
+}
+
+#[test]
+fn daemons_check_device_address_and_model() {
+    refuses(
+        &["worker", "--model", "builtin", "--device", "cuda:0"],
+        USAGE,
+        &["CUDA is not built yet"],
+    );
+    refuses(
+        &["worker", "--model", "builtin", "--device", "tpu"],
+        USAGE,
+        &["`tpu` is not cpu"],
+    );
+    refuses(
+        &["worker", "--model", "builtin", "--coordinator", "nowhere"],
+        USAGE,
+        &["HOST:PORT"],
+    );
+    refuses(
+        &["worker", "--model", "builtin", "--linear-path", "dp4a"],
+        USAGE,
+        &["cpu_portable"],
+    );
+    refuses(
+        &[
+            "worker",
+            "--model",
+            "builtin",
+            "--peer-listen",
+            "192.0.2.1:0",
+        ],
+        USAGE,
+        &["--insecure"],
+    );
+    refuses(
+        &["worker", "--model", "/nowhere"],
+        USAGE,
+        &["--model", "/nowhere"],
+    );
+    refuses(
+        &["coordinator", "--world-size", "2"],
+        USAGE,
+        &["coordinator.model is not set"],
+    );
+}
+
+#[test]
+fn nobody_at_the_endpoint_says_how_to_start_somebody() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for command in [&["generate", "--prompt", "x"][..], &["chat"]] {
+        refuses(
+            &[command, &["--endpoint", &endpoint]].concat(),
+            1,
+            &[&endpoint, "secondwind coordinator --model"],
+        );
+    }
+}
+
+#[test]
+fn plan_splits_a_model_over_absent_cards() {
+    let cards = ["--worker", "p40", "--worker", "2080ti:22GiB"];
+    let output = run(&[&["plan", "--model", CHECKPOINT], &cards[..]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    for word in ["Tesla P40", "2080 Ti", "q heads", "kv cache", "w_a8_dp4a"] {
+        assert!(
+            stdout(&output).contains(word),
+            "`{word}` is not in:\n{}",
+            stdout(&output)
+        );
+    }
+    let output = run(&[&["plan", "--model", CHECKPOINT, "--json"], &cards[..]].concat());
+    let plan: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(plan["ranks"].as_array().map(Vec::len), Some(2));
+
+    let plan = |more: &[&'static str]| [&["plan", "--model", CHECKPOINT], more].concat();
+    refuses(&["plan", "--model", CHECKPOINT], USAGE, &["--worker"]);
+    refuses(
+        &plan(&["--worker", "p41", "--worker", "t4:x"]),
+        USAGE,
+        &["2 mistakes", "p41", "p40", "t4:x"],
+    );
+    refuses(
+        &plan(&["--worker", "t4", "--max-context-tokens", "99999999"]),
+        USAGE,
+        &["--max-context-tokens"],
+    );
+    refuses(&plan(&["--worker", "t4:1MiB"]), 1, &["does not fit"]);
+}
+
+#[test]
+fn what_no_group_could_honour_is_told_at_start() {
+    for (flags, words) in [
+        (["--workers", "9"], "largest legal world size is 8"),
+        (["--max-context-tokens", "100000"], "512 positions"),
+        (["--split", "1e308:1e308"], "too large to add up"),
+        (["--prompt", ""], "--prompt is empty"),
+    ] {
+        let output = run(&[&["demo"], &flags[..]].concat());
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(64), "{flags:?}: {told}");
+        assert!(told.contains(words), "{flags:?}: {told}");
+    }
+    let world = ["coordinator", "--model", "builtin", "--world-size", "9"];
+    let ports = ["--listen", "127.0.0.1:0", "--cluster-listen", "127.0.0.1:0"];
+    refuses(
+        &[&world[..], &ports].concat(),
+        64,
+        &["largest legal world size is 8"],
+    );
+    // Each word once: the error and its cause say the same.
+    let output = run(&["demo", "--memory-reserve", "10000GiB"]);
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(64), "{told}");
+    let last = told
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("error: "))
+        .unwrap();
+    assert_eq!(last.matches("does not fit").count(), 1, "{told}");
+}

@@ -1,0 +1,5 @@
+//! Whole clusters in this process: what they promise, and what the embedded model knows.
+
+mod builtin;
+mod harness;
+mod serving;

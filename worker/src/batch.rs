@@ -1,0 +1,402 @@
+//! One step as flat arrays over its tokens, and what a rank remembers of each sequence. Pure.
+
+use std::collections::HashMap;
+
+use secondwind_model::step::{RowInput, SequenceId, Step, StepRow};
+
+/// What the group agreed on at load; bounds of everything a step may carry.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// KV blocks; block 0 is reserved.
+    pub kv_blocks: usize,
+    /// Tokens per block.
+    pub block_tokens: usize,
+    /// Tokens of one sequence.
+    pub max_context_tokens: usize,
+    /// Tokens of one step.
+    pub max_step_tokens: usize,
+    /// Rows of logits in one step.
+    pub max_logit_rows: usize,
+}
+
+/// Flat arrays over the tokens of one step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// (tokens) ids.
+    pub tokens: Vec<u32>,
+    /// (tokens) position in the token's sequence.
+    pub positions: Vec<u32>,
+    /// (tokens) where its key and value go: block * block_tokens + offset.
+    pub slots: Vec<u32>,
+    /// Block tables of the step's rows, one after the other.
+    pub block_tables: Vec<u32>,
+    /// (rows + 1) where each row's table starts, and the end of the last.
+    pub table_offsets: Vec<u32>,
+    /// (tokens) the row of the step that brings it.
+    pub row_of_token: Vec<u32>,
+    /// (tokens) tokens of its sequence that it attends to, itself included.
+    pub context_lengths: Vec<u32>,
+    /// Tokens whose logits are needed, those that sample first.
+    pub logit_tokens: Vec<u32>,
+    /// Of `logit_tokens`, the sampling ones: index of the step's row.
+    pub sample_rows: Vec<usize>,
+    /// Of `logit_tokens`, the others: (index of the step's row, target).
+    pub targets: Vec<(usize, u32)>,
+}
+
+/// A step that this rank cannot execute. The group must end: ranks no longer agree.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Steps are numbered without gaps.
+    #[error("step {got} came, step {expected} was due")]
+    Gap {
+        /// Number due.
+        expected: u64,
+        /// Number that came.
+        got: u64,
+    },
+    /// A row that does not fit what this rank knows.
+    #[error("step {step}, row {row} (sequence {sequence}): {what}")]
+    Row {
+        /// Step number.
+        step: u64,
+        /// Index of the row.
+        row: usize,
+        /// Its sequence.
+        sequence: SequenceId,
+        /// What is wrong.
+        what: String,
+    },
+    /// More tokens or logit rows than buffers were planned for.
+    #[error("step {step} carries {count} {what}, the plan allows {limit}")]
+    TooLarge {
+        /// Step number.
+        step: u64,
+        /// What there is too much of.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// The plan's bound.
+        limit: usize,
+    },
+}
+
+/// What a rank remembers between the steps of an epoch.
+#[derive(Debug)]
+pub struct Sequences {
+    limits: Limits,
+    next_step: u64,
+    known: HashMap<SequenceId, Known>,
+    /// Tokens sampled by the last step, by its row.
+    sampled: HashMap<usize, u32>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    blocks: Vec<u32>,
+    tokens: usize,
+}
+
+impl Sequences {
+    /// Nothing known, step 0 due.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            next_step: 0,
+            known: HashMap::new(),
+            sampled: HashMap::new(),
+        }
+    }
+
+    /// Takes in the next step and lays it out.
+    ///
+    /// # Errors
+    /// The step does not follow from the former ones, or breaks a limit of the plan.
+    pub fn batch(&mut self, step: &Step) -> Result<Batch, BatchError> {
+        if step.number != self.next_step {
+            return Err(BatchError::Gap {
+                expected: self.next_step,
+                got: step.number,
+            });
+        }
+        self.next_step += 1;
+        for sequence in &step.ended {
+            self.known.remove(sequence);
+        }
+        let mut batch = Batch {
+            table_offsets: vec![0],
+            ..Batch::default()
+        };
+        let mut targets = Vec::new();
+        for (index, row) in step.rows.iter().enumerate() {
+            self.lay_out(step.number, index, row, &mut batch, &mut targets)
+                .map_err(|what| BatchError::Row {
+                    step: step.number,
+                    row: index,
+                    sequence: row.sequence,
+                    what,
+                })?;
+        }
+        for (token, target) in targets {
+            batch.logit_tokens.push(token);
+            batch.targets.push(target);
+        }
+        for (what, count, limit) in [
+            ("tokens", batch.tokens.len(), self.limits.max_step_tokens),
+            (
+                "logit rows",
+                batch.logit_tokens.len(),
+                self.limits.max_logit_rows,
+            ),
+        ] {
+            if count > limit {
+                return Err(BatchError::TooLarge {
+                    step: step.number,
+                    what,
+                    count,
+                    limit,
+                });
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Remembers what a step sampled: (row, token).
+    pub fn sampled(&mut self, tokens: impl IntoIterator<Item = (usize, u32)>) {
+        self.sampled = tokens.into_iter().collect();
+    }
+
+    fn lay_out(
+        &mut self,
+        step: u64,
+        index: usize,
+        row: &StepRow,
+        batch: &mut Batch,
+        targets: &mut Vec<(u32, (usize, u32))>,
+    ) -> Result<(), String> {
+        let Limits {
+            vocab_size,
+            kv_blocks,
+            block_tokens,
+            max_context_tokens,
+            ..
+        } = self.limits;
+        let in_vocabulary = |token: u32| {
+            if (token as usize) < vocab_size {
+                return Ok(token);
+            }
+            Err(format!(
+                "token {token} is outside the vocabulary of {vocab_size}"
+            ))
+        };
+        let sampled;
+        let tokens: &[u32] = match &row.input {
+            RowInput::Tokens(tokens) => tokens,
+            RowInput::Sampled { step: of, row } => {
+                if of.checked_add(1) != Some(step) {
+                    return Err(format!(
+                        "its token is of step {of}, only the last step's are kept"
+                    ));
+                }
+                let token = self.sampled.get(row);
+                sampled =
+                    [*token.ok_or_else(|| format!("step {of} sampled nothing in row {row}"))?];
+                &sampled
+            }
+        };
+        if tokens.is_empty() {
+            return Err("it carries no token".into());
+        }
+        let known = self.known.entry(row.sequence).or_default();
+        if row.position != known.tokens {
+            return Err(format!(
+                "it starts at {}, {} is due",
+                row.position, known.tokens
+            ));
+        }
+        let end = row.position + tokens.len();
+        if end > max_context_tokens {
+            return Err(format!(
+                "it reaches {end} tokens of at most {max_context_tokens}"
+            ));
+        }
+        if let Some(block) = row
+            .new_blocks
+            .iter()
+            .find(|&&block| block == 0 || block as usize >= kv_blocks)
+        {
+            return Err(format!("block {block} is outside 1..{kv_blocks}"));
+        }
+        known.blocks.extend(&row.new_blocks);
+        if known.blocks.len() * block_tokens < end {
+            return Err(format!(
+                "{} blocks do not hold {end} tokens",
+                known.blocks.len()
+            ));
+        }
+        if row.prompt_targets.len() > tokens.len() {
+            return Err("it has more prompt targets than tokens".into());
+        }
+        known.tokens = end;
+
+        let first = batch.tokens.len() as u32;
+        batch
+            .block_tables
+            .extend(&known.blocks[..end.div_ceil(block_tokens)]);
+        batch.table_offsets.push(batch.block_tables.len() as u32);
+        for (position, &token) in (row.position..).zip(tokens) {
+            batch.tokens.push(in_vocabulary(token)?);
+            batch.positions.push(position as u32);
+            let block = known.blocks[position / block_tokens] as usize;
+            batch
+                .slots
+                .push((block * block_tokens + position % block_tokens) as u32);
+            batch.row_of_token.push(index as u32);
+            batch.context_lengths.push(position as u32 + 1);
+        }
+        for (token, &target) in (first..).zip(&row.prompt_targets) {
+            targets.push((token, (index, in_vocabulary(target)?)));
+        }
+        if row.sample.is_some() {
+            batch.logit_tokens.push(batch.tokens.len() as u32 - 1);
+            batch.sample_rows.push(index);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secondwind_model::step::Sampling;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        vocab_size: 100,
+        kv_blocks: 8,
+        block_tokens: 4,
+        max_context_tokens: 20,
+        max_step_tokens: 8,
+        max_logit_rows: 4,
+    };
+
+    fn row(sequence: u64, position: usize, tokens: &[u32], new_blocks: &[u32]) -> StepRow {
+        StepRow {
+            sequence,
+            position,
+            input: RowInput::Tokens(tokens.to_vec()),
+            new_blocks: new_blocks.to_vec(),
+            sample: None,
+            prompt_targets: Vec::new(),
+        }
+    }
+
+    fn step(number: u64, rows: Vec<StepRow>) -> Step {
+        Step {
+            number,
+            rows,
+            ended: Vec::new(),
+        }
+    }
+
+    fn greedy() -> Option<Sampling> {
+        Some(Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+            logprobs: None,
+        })
+    }
+
+    #[test]
+    fn lays_out_chunks_and_sampled_tokens_of_several_sequences() {
+        let mut sequences = Sequences::new(LIMITS);
+        let mut prompt = row(7, 0, &[1, 2, 3, 4, 5], &[3, 6]);
+        prompt.prompt_targets = vec![2, 3];
+        prompt.sample = greedy();
+        let batch = sequences
+            .batch(&step(0, vec![prompt, row(9, 0, &[8], &[1])]))
+            .unwrap();
+        assert_eq!(batch.tokens, [1, 2, 3, 4, 5, 8]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 4, 0]);
+        assert_eq!(batch.slots, [12, 13, 14, 15, 24, 4]);
+        assert_eq!(batch.block_tables, [3, 6, 1]);
+        assert_eq!(batch.table_offsets, [0, 2, 3]);
+        assert_eq!(batch.row_of_token, [0, 0, 0, 0, 0, 1]);
+        assert_eq!(batch.context_lengths, [1, 2, 3, 4, 5, 1]);
+        assert_eq!(batch.logit_tokens, [4, 0, 1]);
+        assert_eq!(batch.sample_rows, [0]);
+        assert_eq!(batch.targets, [(0, 2), (0, 3)]);
+
+        sequences.sampled([(0, 42)]);
+        let mut next = row(7, 5, &[], &[]);
+        next.input = RowInput::Sampled { step: 0, row: 0 };
+        let batch = sequences.batch(&step(1, vec![next])).unwrap();
+        assert_eq!((batch.tokens, batch.slots), (vec![42], vec![25]));
+    }
+
+    #[test]
+    fn an_ended_sequence_starts_anew_in_the_same_step() {
+        let mut sequences = Sequences::new(LIMITS);
+        sequences
+            .batch(&step(0, vec![row(7, 0, &[1, 2], &[3])]))
+            .unwrap();
+        let mut again = step(1, vec![row(7, 0, &[1], &[2])]);
+        again.ended = vec![7];
+        assert_eq!(sequences.batch(&again).unwrap().slots, [8]);
+    }
+
+    #[test]
+    fn refuses_what_does_not_follow() {
+        let cases: [(StepRow, &str); 8] = [
+            (row(1, 2, &[1], &[2]), "it starts at 2, 0 is due"),
+            (
+                row(1, 0, &[100], &[2]),
+                "token 100 is outside the vocabulary of 100",
+            ),
+            (row(1, 0, &[1], &[0]), "block 0 is outside 1..8"),
+            (row(1, 0, &[1], &[8]), "block 8 is outside 1..8"),
+            (row(1, 0, &[1; 5], &[2]), "1 blocks do not hold 5 tokens"),
+            (row(1, 0, &[], &[2]), "it carries no token"),
+            (
+                row(1, 0, &[1; 21], &[1, 2, 3, 4, 5, 6]),
+                "it reaches 21 tokens of at most 20",
+            ),
+            (
+                StepRow {
+                    input: RowInput::Sampled { step: 0, row: 3 },
+                    ..row(1, 0, &[], &[2])
+                },
+                "its token is of step 0, only the last step's are kept",
+            ),
+        ];
+        for (row, words) in cases {
+            let error = Sequences::new(LIMITS)
+                .batch(&step(0, vec![row]))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        let error = Sequences::new(LIMITS)
+            .batch(&step(3, Vec::new()))
+            .unwrap_err();
+        assert_eq!(
+            error,
+            BatchError::Gap {
+                expected: 0,
+                got: 3
+            }
+        );
+        let error = Sequences::new(LIMITS)
+            .batch(&step(0, vec![row(1, 0, &[1; 9], &[1, 2, 3])]))
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("9 tokens, the plan allows 8"),
+            "{error}"
+        );
+    }
+}

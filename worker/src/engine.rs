@@ -1,0 +1,364 @@
+//! The one thread that owns a rank's device, weights, KV cache and collective.
+//!
+//! It takes commands from a channel in order and answers with events; it sleeps when there are none.
+//! Two steps may be queued: the second starts as soon as the first has ended.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::Receiver,
+    },
+    time::{Duration, Instant},
+};
+
+use secondwind_model::{
+    checkpoint::Checkpoint,
+    plan::{self, ShardPlan},
+    step::{SequenceId, Step, StepResult},
+};
+
+use crate::{
+    backend::Backend,
+    batch::{Limits, Sequences},
+    collective::{Collective, CollectiveBuffer, CollectiveError},
+    exec::{self, Activations, ExecError},
+    loader::{self, LoadError},
+    shard::Shard,
+};
+
+/// What the engine is asked to do.
+pub enum Order {
+    /// Become a rank of a new epoch; what was loaded for the same plan and rank is kept.
+    Form(Box<Formation>),
+    /// Execute a step of the current epoch.
+    Step {
+        /// The step's epoch; steps of a former one are dropped.
+        epoch: u64,
+        /// The work.
+        step: Step,
+    },
+    /// Leave the epoch.
+    Disband,
+}
+
+/// A rank's place in a new epoch.
+pub struct Formation {
+    /// The epoch.
+    pub epoch: u64,
+    /// This rank.
+    pub rank: usize,
+    /// Who holds what.
+    pub plan: ShardPlan,
+    /// Digest of plan and checkpoint.
+    pub plan_digest: String,
+    /// The exchange with the other ranks.
+    pub collective: Box<dyn Collective>,
+    /// Set when the epoch is over; a load in progress stops.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+/// What the engine says.
+#[derive(Debug)]
+pub enum Event {
+    /// Bytes read of those this rank needs.
+    LoadProgress {
+        /// The epoch.
+        epoch: u64,
+        /// Read so far.
+        loaded_bytes: u64,
+        /// To read in all.
+        total_bytes: u64,
+    },
+    /// The rank can execute steps.
+    Ready {
+        /// The epoch.
+        epoch: u64,
+        /// Of the plan that was loaded.
+        plan_digest: String,
+        /// What was chosen and why.
+        choices: Vec<String>,
+    },
+    /// The rank could not load.
+    LoadFailed {
+        /// The epoch.
+        epoch: u64,
+        /// Why.
+        message: String,
+    },
+    /// A step ended well.
+    StepDone {
+        /// The epoch.
+        epoch: u64,
+        /// Filled on rank 0.
+        result: StepResult,
+        /// Time outside collectives.
+        compute: Duration,
+        /// Time in collectives, waiting included.
+        collective: Duration,
+    },
+    /// A step failed; the epoch is over for this rank.
+    StepFailed {
+        /// The epoch.
+        epoch: u64,
+        /// The step.
+        number: u64,
+        /// Layer, operation and cause.
+        message: String,
+        /// The cause lies with another rank.
+        peer_lost: bool,
+        /// The sequence whose values are the cause, where that is known.
+        sequence: Option<SequenceId>,
+    },
+}
+
+/// What a rank has loaded, and for which plan.
+struct Loaded<B: Backend> {
+    plan_digest: String,
+    rank: usize,
+    shard: Shard<B>,
+    activations: Activations<B>,
+    choices: Vec<String>,
+}
+
+/// A rank between Ready and the end of its epoch.
+struct Running {
+    epoch: u64,
+    collective: Timed,
+    sequences: Sequences,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// Runs until `orders` closes. `emit` takes events; it must not block.
+pub fn run<B: Backend>(
+    mut backend: B,
+    checkpoint: &Checkpoint,
+    orders: &Receiver<Order>,
+    mut emit: impl FnMut(Event),
+) {
+    let mut loaded: Option<Loaded<B>> = None;
+    let mut running: Option<Running> = None;
+    while let Ok(order) = orders.recv() {
+        match order {
+            Order::Disband => running = None,
+            // Nobody waits for it any more; what is loaded may serve the next.
+            Order::Form(formation) if formation.cancelled.load(Ordering::Relaxed) => running = None,
+            Order::Form(formation) => {
+                running = None;
+                let epoch = formation.epoch;
+                let cancelled = formation.cancelled.clone();
+                // Whoever comes next may count epochs anew: no word of this one may reach them.
+                let mut emit = |event| {
+                    if !cancelled.load(Ordering::Relaxed) {
+                        emit(event);
+                    }
+                };
+                match form(
+                    &mut backend,
+                    checkpoint,
+                    *formation,
+                    loaded.take(),
+                    &mut emit,
+                ) {
+                    Ok((now_loaded, now_running)) => {
+                        emit(Event::Ready {
+                            epoch,
+                            plan_digest: now_loaded.plan_digest.clone(),
+                            choices: now_loaded.choices.clone(),
+                        });
+                        loaded = Some(now_loaded);
+                        running = Some(now_running);
+                    }
+                    Err(error) => emit(Event::LoadFailed {
+                        epoch,
+                        message: error.to_string(),
+                    }),
+                }
+            }
+            Order::Step { epoch, step } => {
+                let (Some(loaded), Some(rank)) = (&mut loaded, &mut running) else {
+                    continue;
+                };
+                if rank.epoch != epoch {
+                    continue;
+                }
+                let event = execute(&mut backend, loaded, rank, &step);
+                let failed = matches!(event, Event::StepFailed { .. });
+                if !rank.cancelled.load(Ordering::Relaxed) {
+                    emit(event);
+                }
+                if failed {
+                    // Dropping the links tells the other ranks at once.
+                    running = None;
+                }
+            }
+        }
+    }
+}
+
+fn form<B: Backend>(
+    backend: &mut B,
+    checkpoint: &Checkpoint,
+    formation: Formation,
+    loaded: Option<Loaded<B>>,
+    emit: &mut impl FnMut(Event),
+) -> Result<(Loaded<B>, Running), LoadError> {
+    let Formation {
+        epoch,
+        rank,
+        plan,
+        plan_digest,
+        collective,
+        cancelled,
+    } = formation;
+    let own_digest = plan::digest(&plan, &checkpoint.digest_hex(), env!("CARGO_PKG_VERSION"));
+    if own_digest != plan_digest {
+        return Err(LoadError::Plan {
+            what: format!("its digest is {own_digest} here and {plan_digest} at the coordinator"),
+        });
+    }
+    let limits = Limits {
+        vocab_size: checkpoint.config().vocab_size,
+        kv_blocks: plan.kv_blocks,
+        block_tokens: plan.settings.block_tokens,
+        max_context_tokens: plan.settings.max_context_tokens,
+        max_step_tokens: plan.settings.max_step_tokens,
+        max_logit_rows: plan.settings.max_logit_rows,
+    };
+    let kept = loaded.filter(|loaded| loaded.plan_digest == plan_digest && loaded.rank == rank);
+    let loaded = match kept {
+        Some(loaded) => loaded,
+        None => {
+            let progress = |loaded_bytes, total_bytes| {
+                emit(Event::LoadProgress {
+                    epoch,
+                    loaded_bytes,
+                    total_bytes,
+                });
+                !cancelled.load(Ordering::Relaxed)
+            };
+            let loader::Parts {
+                shard,
+                activations,
+                choices,
+            } = loader::load(backend, checkpoint, &plan, rank, progress)?;
+            Loaded {
+                plan_digest,
+                rank,
+                shard,
+                activations,
+                choices,
+            }
+        }
+    };
+    let running = Running {
+        epoch,
+        collective: Timed {
+            inner: collective,
+            spent: Duration::ZERO,
+        },
+        sequences: Sequences::new(limits),
+        cancelled,
+    };
+    Ok((loaded, running))
+}
+
+fn execute<B: Backend>(
+    backend: &mut B,
+    loaded: &mut Loaded<B>,
+    rank: &mut Running,
+    step: &Step,
+) -> Event {
+    let start = Instant::now();
+    rank.collective.spent = Duration::ZERO;
+    let epoch = rank.epoch;
+    let failed = |message: String, peer_lost, sequence| Event::StepFailed {
+        epoch,
+        number: step.number,
+        message,
+        peer_lost,
+        sequence,
+    };
+    let batch = match rank.sequences.batch(step) {
+        Ok(batch) => batch,
+        Err(error) => return failed(error.to_string(), false, None),
+    };
+    let Loaded {
+        shard, activations, ..
+    } = loaded;
+    let outcome: Result<_, ExecError> =
+        exec::forward(backend, shard, activations, &batch, &mut rank.collective).and_then(|()| {
+            exec::sample(
+                backend,
+                shard,
+                activations,
+                step,
+                &batch,
+                &mut rank.collective,
+            )
+        });
+    match outcome {
+        Err(error) => {
+            // A mismatch is nobody's loss: the ranks no longer do the same thing.
+            let peer_lost = matches!(
+                &error,
+                ExecError::Collective {
+                    source: CollectiveError::PeerLost { .. } | CollectiveError::Late { .. },
+                    ..
+                }
+            );
+            let sequence = error.token(&batch).and_then(|token| {
+                let row = *batch.row_of_token.get(token)?;
+                Some(step.rows.get(row as usize)?.sequence)
+            });
+            failed(error.to_string(), peer_lost, sequence)
+        }
+        Ok(outcome) => {
+            rank.sequences.sampled(outcome.sampled);
+            let collective = rank.collective.spent;
+            Event::StepDone {
+                epoch: rank.epoch,
+                result: outcome.result,
+                compute: start.elapsed().saturating_sub(collective),
+                collective,
+            }
+        }
+    }
+}
+
+/// A collective that knows how long its calls took.
+struct Timed {
+    inner: Box<dyn Collective>,
+    spent: Duration,
+}
+
+impl Timed {
+    fn time<T>(&mut self, call: impl FnOnce(&mut dyn Collective) -> T) -> T {
+        let start = Instant::now();
+        let result = call(self.inner.as_mut());
+        self.spent += start.elapsed();
+        result
+    }
+}
+
+impl Collective for Timed {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.inner.world_size()
+    }
+
+    fn all_reduce_sum(&mut self, data: CollectiveBuffer<'_>) -> Result<(), CollectiveError> {
+        self.time(|inner| inner.all_reduce_sum(data))
+    }
+
+    fn gather_to_root(&mut self, data: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        self.time(|inner| inner.gather_to_root(data))
+    }
+
+    fn broadcast(&mut self, data: Vec<u8>) -> Result<Vec<u8>, CollectiveError> {
+        self.time(|inner| inner.broadcast(data))
+    }
+}

@@ -1,0 +1,366 @@
+//! From logits to tokens: each rank reduces its vocabulary range, rank 0 merges, draws and tells all.
+
+use prost::Message;
+use secondwind_model::step::{RowResult, Sampling, Step, StepResult};
+use secondwind_proto::v1;
+
+use super::{Activations, ExecError, Place};
+use crate::{
+    backend::Backend,
+    batch::Batch,
+    collective::{Collective, CollectiveError},
+    sampler::{self, Draw, Row},
+    shard::Shard,
+};
+
+/// What a step gave.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// On every rank: (row of the step, sampled token).
+    pub sampled: Vec<(usize, u32)>,
+    /// On rank 0 everything the coordinator is told; elsewhere only the step's number.
+    pub result: StepResult,
+}
+
+/// Samples the rows of `step` whose logits [`super::forward`] left in `activations`.
+///
+/// # Errors
+/// Names the operation.
+pub fn sample<B: Backend>(
+    backend: &mut B,
+    shard: &Shard<B>,
+    activations: &Activations<B>,
+    step: &Step,
+    batch: &Batch,
+    collective: &mut dyn Collective,
+) -> Result<Outcome, ExecError> {
+    let mut outcome = Outcome {
+        result: StepResult {
+            number: step.number,
+            ..StepResult::default()
+        },
+        ..Outcome::default()
+    };
+    if batch.logit_tokens.is_empty() {
+        return Ok(outcome);
+    }
+    let samplings: Vec<&Sampling> = batch
+        .sample_rows
+        .iter()
+        .filter_map(|&row| step.rows[row].sample.as_ref())
+        .collect();
+    let mine = reduce(backend, shard, activations, batch, &samplings)?;
+    let gathered = collective
+        .gather_to_root(mine.encode_to_vec())
+        .map_err(|source| failed("sample.gather", source))?;
+    let ranks = decode_all::<v1::RankLogits>("sample.gather", &gathered)?;
+    let root = collective.rank() == 0;
+
+    let mut rows = Vec::new();
+    let mut decision = v1::Decision::default();
+    if root {
+        check_shape(&ranks, samplings.len(), batch.targets.len())?;
+        rows = merge_rows(&ranks, &samplings);
+        for (index, (merged, sampling)) in rows.iter().zip(&samplings).enumerate() {
+            let row = &step.rows[batch.sample_rows[index]];
+            let position = row.position + row.input.len();
+            let draw = sampler::draw(
+                &merged.row,
+                sampler::covered(&merged.parts, &shard.vocab_lengths, &merged.row),
+                shard.vocab_size,
+                sampling,
+                position,
+            );
+            match draw {
+                Draw::Token(token) => {
+                    decision.tokens.push(token.token);
+                    outcome.result.rows.push(RowResult {
+                        row: batch.sample_rows[index],
+                        token: Some(token),
+                        prompt_logprobs: Vec::new(),
+                    });
+                }
+                Draw::NeedsWholeRow => decision.whole_rows.push(index as u32),
+            }
+        }
+    }
+    let announced = tell(collective, &decision)?;
+    if !announced.whole_rows.is_empty() {
+        let whole = gather_whole(
+            backend,
+            shard,
+            activations,
+            &announced.whole_rows,
+            collective,
+        )?;
+        if root {
+            outcome.result.gathered_rows = announced.whole_rows.len() as u32;
+            for (&index, logits) in announced.whole_rows.iter().zip(whole) {
+                let index = index as usize;
+                let step_row = batch.sample_rows[index];
+                let row = &step.rows[step_row];
+                let mut candidates: Vec<(u32, f32)> = (0..).zip(logits).collect();
+                sampler::sort_candidates(&mut candidates);
+                let merged = Row {
+                    candidates,
+                    ..rows[index].row.clone()
+                };
+                let position = row.position + row.input.len();
+                let vocab = shard.vocab_size;
+                let Draw::Token(token) =
+                    sampler::draw(&merged, vocab, vocab, samplings[index], position)
+                else {
+                    return Err(protocol("sample.whole", "a whole row lacks logits".into()));
+                };
+                outcome.result.rows.push(RowResult {
+                    row: step_row,
+                    token: Some(token),
+                    prompt_logprobs: Vec::new(),
+                });
+            }
+            outcome.result.rows.sort_by_key(|row| row.row);
+            decision = v1::Decision {
+                whole_rows: Vec::new(),
+                tokens: outcome
+                    .result
+                    .rows
+                    .iter()
+                    .filter_map(|row| Some(row.token.as_ref()?.token))
+                    .collect(),
+            };
+        }
+        decision = tell(collective, &decision)?;
+    } else {
+        decision = announced;
+    }
+    if decision.tokens.len() != batch.sample_rows.len() {
+        let what = format!(
+            "rank 0 named {} tokens for {} rows",
+            decision.tokens.len(),
+            batch.sample_rows.len()
+        );
+        return Err(protocol("sample.broadcast", what));
+    }
+    outcome.sampled = batch
+        .sample_rows
+        .iter()
+        .copied()
+        .zip(decision.tokens)
+        .collect();
+    if root {
+        add_prompt_logprobs(&ranks, batch, &mut outcome.result)?;
+    }
+    Ok(outcome)
+}
+
+/// This rank's part of every logit row.
+fn reduce<B: Backend>(
+    backend: &mut B,
+    shard: &Shard<B>,
+    activations: &Activations<B>,
+    batch: &Batch,
+    samplings: &[&Sampling],
+) -> Result<v1::RankLogits, ExecError> {
+    let width = shard.vocab.len();
+    let first_id = shard.vocab.start as u32;
+    let op = |source| ExecError::Op {
+        place: place("sample.reduce"),
+        source,
+    };
+    let mut mine = v1::RankLogits::default();
+    for (row, sampling) in samplings.iter().enumerate() {
+        let part = backend
+            .summarise(&activations.logits, row, width, first_id, sampling)
+            .map_err(op)?;
+        let (ids, logits) = part.candidates.into_iter().unzip();
+        mine.samples.push(v1::RowSummary {
+            max: part.max,
+            sum_exp: part.sum_exp,
+            sum_exp_at_temperature: part.sum_exp_at_temperature,
+            ids,
+            logits,
+        });
+    }
+    for (row, &(_, target)) in (samplings.len()..).zip(&batch.targets) {
+        let target = target as usize;
+        let column = shard
+            .vocab
+            .contains(&target)
+            .then(|| target - shard.vocab.start);
+        let (max, sum_exp, target_logit) = backend
+            .target_logit(&activations.logits, row, width, column)
+            .map_err(op)?;
+        mine.targets.push(v1::TargetSummary {
+            max,
+            sum_exp,
+            target_logit,
+        });
+    }
+    Ok(mine)
+}
+
+struct Merged {
+    parts: Vec<Row>,
+    row: Row,
+}
+
+fn merge_rows(ranks: &[v1::RankLogits], samplings: &[&Sampling]) -> Vec<Merged> {
+    samplings
+        .iter()
+        .enumerate()
+        .map(|(index, sampling)| {
+            let parts: Vec<Row> = ranks
+                .iter()
+                .map(|rank| {
+                    let part = &rank.samples[index];
+                    Row {
+                        max: part.max,
+                        sum_exp: part.sum_exp,
+                        sum_exp_at_temperature: part.sum_exp_at_temperature,
+                        candidates: part
+                            .ids
+                            .iter()
+                            .copied()
+                            .zip(part.logits.iter().copied())
+                            .collect(),
+                    }
+                })
+                .collect();
+            let row = sampler::merge(&parts, sampling.temperature);
+            Merged { parts, row }
+        })
+        .collect()
+}
+
+/// Every rank reduced as many rows as this one.
+fn check_shape(ranks: &[v1::RankLogits], samples: usize, targets: usize) -> Result<(), ExecError> {
+    for (rank, part) in ranks.iter().enumerate() {
+        let filled = part
+            .samples
+            .iter()
+            .all(|row| !row.ids.is_empty() && row.ids.len() == row.logits.len());
+        if part.samples.len() != samples || part.targets.len() != targets || !filled {
+            let what = format!(
+                "rank {rank} reduced {} and {} rows, {samples} and {targets} were due",
+                part.samples.len(),
+                part.targets.len()
+            );
+            return Err(protocol("sample.gather", what));
+        }
+    }
+    Ok(())
+}
+
+fn add_prompt_logprobs(
+    ranks: &[v1::RankLogits],
+    batch: &Batch,
+    result: &mut StepResult,
+) -> Result<(), ExecError> {
+    for (index, &(step_row, target)) in batch.targets.iter().enumerate() {
+        let parts = || ranks.iter().map(|rank| &rank.targets[index]);
+        let max = parts()
+            .map(|part| part.max)
+            .fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = parts()
+            .map(|part| part.sum_exp * (f64::from(part.max) - f64::from(max)).exp())
+            .sum();
+        let logit = parts().find_map(|part| part.target_logit).ok_or_else(|| {
+            protocol(
+                "sample.gather",
+                format!("no rank holds the logit of token {target}"),
+            )
+        })?;
+        let logprob = (f64::from(logit) - f64::from(max) - sum.ln()) as f32;
+        match result.rows.iter_mut().find(|row| row.row == step_row) {
+            Some(row) => row.prompt_logprobs.push(logprob),
+            None => result.rows.push(RowResult {
+                row: step_row,
+                token: None,
+                prompt_logprobs: vec![logprob],
+            }),
+        }
+    }
+    result.rows.sort_by_key(|row| row.row);
+    Ok(())
+}
+
+/// Whole logits of the asked rows on rank 0; nothing elsewhere.
+fn gather_whole<B: Backend>(
+    backend: &mut B,
+    shard: &Shard<B>,
+    activations: &Activations<B>,
+    rows: &[u32],
+    collective: &mut dyn Collective,
+) -> Result<Vec<Vec<f32>>, ExecError> {
+    let op = "sample.whole";
+    let mut mine = v1::WholeRows::default();
+    for &row in rows {
+        let logits = backend
+            .row(&activations.logits, row as usize, shard.vocab.len())
+            .map_err(|source| ExecError::Op {
+                place: place(op),
+                source,
+            })?;
+        mine.rows.push(v1::LogitRow { logits });
+    }
+    let gathered = collective
+        .gather_to_root(mine.encode_to_vec())
+        .map_err(|source| failed(op, source))?;
+    let ranks = decode_all::<v1::WholeRows>(op, &gathered)?;
+    if collective.rank() != 0 {
+        return Ok(Vec::new());
+    }
+    let mut whole = vec![Vec::with_capacity(shard.vocab_size); rows.len()];
+    for (rank, part) in ranks.into_iter().enumerate() {
+        let due = shard.vocab_lengths[rank];
+        if part.rows.len() != rows.len() || part.rows.iter().any(|row| row.logits.len() != due) {
+            return Err(protocol(
+                op,
+                format!("rank {rank} sent other rows than asked for"),
+            ));
+        }
+        for (whole, row) in whole.iter_mut().zip(part.rows) {
+            whole.extend(row.logits);
+        }
+    }
+    Ok(whole)
+}
+
+fn tell(
+    collective: &mut dyn Collective,
+    decision: &v1::Decision,
+) -> Result<v1::Decision, ExecError> {
+    let op = "sample.broadcast";
+    let bytes = collective
+        .broadcast(decision.encode_to_vec())
+        .map_err(|source| failed(op, source))?;
+    v1::Decision::decode(bytes.as_slice()).map_err(|error| protocol(op, error.to_string()))
+}
+
+fn decode_all<M: Message + Default>(
+    op: &'static str,
+    parts: &[Vec<u8>],
+) -> Result<Vec<M>, ExecError> {
+    parts
+        .iter()
+        .map(|part| M::decode(part.as_slice()).map_err(|error| protocol(op, error.to_string())))
+        .collect()
+}
+
+fn place(op: &'static str) -> Place {
+    Place { layer: None, op }
+}
+
+fn failed(op: &'static str, source: CollectiveError) -> ExecError {
+    ExecError::Collective {
+        place: place(op),
+        source,
+    }
+}
+
+fn protocol(op: &'static str, what: String) -> ExecError {
+    ExecError::Protocol {
+        place: place(op),
+        what,
+    }
+}

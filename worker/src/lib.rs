@@ -1,0 +1,33 @@
+//! A worker: one rank of the group. It loads its own slices of a checkpoint, executes the
+//! coordinator's numbered steps and meets the other ranks in collectives.
+//!
+//! Modules in the order in which a step passes through them:
+//!
+//! 1. [`session`]: the stream to the coordinator; commands in, events out.
+//! 2. [`engine`]: the one thread that owns weights, KV cache and collective.
+//! 3. [`loader`]: a plan's slices from disk into the device's layout, as a [`shard`].
+//! 4. [`batch`]: a step as flat arrays over its tokens.
+//! 5. [`exec`]: embed, layers, norm, logits.
+//! 6. [`backend`]: the operations a decoder needs, on a device.
+//! 7. [`collective`]: sums and gathers between ranks.
+//! 8. [`sampler`]: logits to tokens.
+//!
+//! Invariants: steps of an epoch are executed in order and without gaps; after load no step allocates
+//! on the device; a value that is not finite ends the step and never becomes a token.
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod batch;
+mod capabilities;
+pub mod collective;
+pub mod engine;
+pub mod exec;
+pub mod loader;
+mod run;
+pub mod sampler;
+pub mod session;
+pub mod shard;
+
+pub use capabilities::measure;
+pub use collective::local::LocalHub;
+pub use run::{Device, WorkerConfig, WorkerError, run};
