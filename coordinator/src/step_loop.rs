@@ -6,9 +6,10 @@
 
 mod client;
 mod end;
+mod sequences;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,17 +20,18 @@ use tokio::{
         mpsc::{self, UnboundedReceiver, UnboundedSender},
         watch,
     },
-    time::{sleep_until, timeout},
+    time::sleep_until,
 };
 
 pub use client::EngineHandle;
 use client::{Client, Submission};
-use end::{Blame, EpochEnd, Failure, STRIKES_ALLOWED, first_cause};
+use end::{Blame, EpochEnd, Failure, first_cause};
+use sequences::refused;
 
 use crate::{
     cluster::{EndEpoch, Group, RankEvent, State},
-    request::{FinishReason, SequenceEvent, SubmitError},
-    scheduler::{self, Event, Refusal, Scheduler, SchedulerSettings},
+    request::{SequenceEvent, SubmitError},
+    scheduler::{Scheduler, SchedulerSettings},
 };
 
 /// Limits that are not the plan's.
@@ -313,103 +315,8 @@ impl StepLoop {
             expel: Some(0),
             blame: Blame::Step,
         })?;
-        let now = Instant::now();
-        for event in events {
-            match event {
-                Event::Token { sequence, token } => {
-                    if let Some(client) = self.clients.get_mut(&sequence) {
-                        client.first_token.get_or_insert(now);
-                        client.tell(SequenceEvent::Token(token));
-                    }
-                }
-                Event::PromptLogprobs {
-                    sequence, logprobs, ..
-                } => {
-                    if let Some(client) = self.clients.get_mut(&sequence) {
-                        client.prompt_logprobs.extend(logprobs);
-                        if client.prompt_logprobs.len() + 1 == client.prompt_tokens {
-                            let all = std::mem::take(&mut client.prompt_logprobs);
-                            client.tell(SequenceEvent::PromptLogprobs(all));
-                        }
-                    }
-                }
-                Event::Finished { sequence, reason } => {
-                    if let Some(client) = self.clients.remove(&sequence) {
-                        let reason = match reason {
-                            scheduler::FinishReason::StopToken => FinishReason::Stop,
-                            scheduler::FinishReason::Length => FinishReason::Length,
-                        };
-                        let timings = client.timings(now);
-                        client.tell(SequenceEvent::Finished { reason, timings });
-                    }
-                }
-            }
-        }
+        self.deliver(events);
         Ok(())
-    }
-
-    fn submit(&mut self, submission: Submission) {
-        let Submission { sequence, events } = submission;
-        let Some(scheduler) = &mut self.scheduler else {
-            let detail = "workers are still missing or loading".into();
-            let _ = events.send(SequenceEvent::Failed(SubmitError::NoGroup { detail }));
-            return;
-        };
-        let prompt_tokens = sequence.prompt.len();
-        let wants_prompt_logprobs = sequence.prompt_logprobs;
-        let accepted = scheduler.submit(scheduler::NewSequence {
-            prompt: sequence.prompt,
-            max_tokens: sequence.max_tokens,
-            stop_tokens: sequence.stop_token_ids,
-            sampling: sequence.sampling,
-            prompt_logprobs: wants_prompt_logprobs,
-        });
-        let id = match accepted {
-            Ok(id) => id,
-            Err(refusal) => {
-                let _ = events.send(SequenceEvent::Failed(refused(refusal, self.block_tokens)));
-                return;
-            }
-        };
-        if wants_prompt_logprobs && prompt_tokens == 1 {
-            let _ = events.send(SequenceEvent::PromptLogprobs(Vec::new()));
-        }
-        self.clients.insert(
-            id,
-            Client {
-                events: events.clone(),
-                submitted: Instant::now(),
-                started: None,
-                first_token: None,
-                prompt_tokens,
-                prompt_logprobs: Vec::new(),
-                strikes: 0,
-            },
-        );
-        let cancelled = self.cancelled.0.clone();
-        let deadline = sequence.deadline;
-        tokio::spawn(async move {
-            let gone = events.closed();
-            match deadline {
-                None => gone.await,
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if timeout(left, gone).await.is_err() {
-                        let _ = events.send(SequenceEvent::Failed(SubmitError::DeadlineExceeded));
-                    }
-                }
-            }
-            let _ = cancelled.send(id);
-        });
-    }
-
-    /// A client went away, or its time is over. Also called once after a sequence finished.
-    fn cancel(&mut self, id: SequenceId) {
-        if self.clients.remove(&id).is_some()
-            && let Some(scheduler) = &mut self.scheduler
-        {
-            scheduler.cancel(id);
-        }
     }
 
     /// The oldest step is over its deadline.
@@ -429,48 +336,6 @@ impl StepLoop {
             // If one rank alone is late it hangs; several may wait for each other.
             expel: (missing.len() == 1).then(|| missing[0]),
             blame: Blame::Step,
-        }
-    }
-
-    /// Strikes the sequences to blame; one that has too many strikes is given up.
-    fn strike(&mut self, blame: Blame, reason: &str) {
-        // Two steps in flight may carry the same sequence.
-        let ids: BTreeSet<SequenceId> = match blame {
-            Blame::Sequence(id) => [id].into(),
-            Blame::Step | Blame::Loss => self
-                .in_flight
-                .iter()
-                .flat_map(|sent| sent.sequences.iter().copied())
-                .collect(),
-        };
-        for id in ids {
-            let Some(client) = self.clients.get_mut(&id) else {
-                continue;
-            };
-            client.strikes += blame.strikes();
-            if client.strikes < STRIKES_ALLOWED {
-                continue;
-            }
-            client.tell(SequenceEvent::Failed(SubmitError::Internal {
-                detail: reason.to_owned(),
-            }));
-            self.cancel(id);
-        }
-    }
-}
-
-fn refused(refusal: Refusal, block_tokens: usize) -> SubmitError {
-    match refusal {
-        Refusal::QueueFull { waiting } => SubmitError::QueueFull { limit: waiting },
-        Refusal::TooFewBlocks { needed, kv_blocks } => SubmitError::KvCacheTooSmall {
-            needed_tokens: needed * block_tokens,
-            capacity_tokens: kv_blocks * block_tokens,
-        },
-        // The API has checked these against the same limits.
-        refusal @ (Refusal::EmptyPrompt | Refusal::NothingToDo | Refusal::PromptTooLong { .. }) => {
-            SubmitError::Internal {
-                detail: refusal.to_string(),
-            }
         }
     }
 }

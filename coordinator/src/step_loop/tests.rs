@@ -21,7 +21,7 @@ use tokio::{
 use super::*;
 use crate::{
     cluster::WorkerLink,
-    request::{Engine, EventStream, NewSequence},
+    request::{Engine, EventStream, FinishReason, NewSequence},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
