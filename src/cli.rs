@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     bench, chat,
     config::{self, Config, Layer, Origin, Request, Section},
-    coordinator, demo, generate, logging, plan, worker,
+    coordinator, demo, doctor, generate, kernels, logging, plan, worker,
 };
 
 /// Serves Qwen GPTQ models across a rack of old NVIDIA cards.
@@ -55,8 +55,12 @@ enum Command {
     Chat(chat::Flags),
     /// Show how a model would be split over cards that need not be there
     Plan(plan::Flags),
+    /// Say what this host has and lacks, and which paths its cards take
+    Doctor(doctor::Flags),
     /// Measure this machine
     Bench(bench::Flags),
+    /// Compile the CUDA kernels, and see what they take
+    Kernels(kernels::Flags),
 }
 
 impl Cli {
@@ -70,7 +74,9 @@ impl Cli {
             Command::Generate(flags) => block_on(generate::run(flags, common)),
             Command::Chat(flags) => block_on(chat::run(flags, common)),
             Command::Plan(flags) => plan::run(flags, common),
+            Command::Doctor(flags) => doctor::run(flags, common),
             Command::Bench(flags) => bench::run(flags, common),
+            Command::Kernels(flags) => kernels::run(flags, common),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result};
 use clap::Args;
 use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, Settings};
-use secondwind_model::plan::KvDType;
+use secondwind_model::plan::{KvDType, Precision};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -63,12 +63,17 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
                 Some("f16") => KvDType::F16,
                 _ => KvDType::F32,
             },
+            precision: match config.text("coordinator.precision").as_deref() {
+                Some("exact") => Precision::Exact,
+                _ => Precision::Fast,
+            },
             memory_reserve_bytes: config.bytes("coordinator.memory_reserve").unwrap_or(0),
             split: config.shares("coordinator.split"),
         },
         max_waiting: integer("coordinator.max_waiting")?,
         collective: match config.text("coordinator.collective").as_deref() {
             Some("grpc") => Collective::Grpc,
+            Some("nccl") => Collective::Nccl,
             _ => Collective::Auto,
         },
         step_deadline: config

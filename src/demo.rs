@@ -115,7 +115,7 @@ async fn start(config: &Config) -> Result<LocalCluster> {
     // The workers are alike: one measures for all, undisturbed by the others.
     let (model, path) = (worker.model.clone(), worker.linear_path);
     let measured = tokio::task::spawn_blocking(move || -> Result<_> {
-        Ok(secondwind_worker::measure(
+        Ok(secondwind_worker::measure_cpu(
             &Checkpoint::open_named(&model)?.shape()?,
             threads,
             path,

@@ -63,6 +63,12 @@ pub fn run(flags: Flags, common: Common) -> Result<()> {
 
 /// Each worker's capabilities; every specification that is no card is told.
 fn capabilities(specs: &[String], shape: &ModelShape) -> Result<Vec<Capabilities>> {
+    let widest = shape
+        .linears
+        .iter()
+        .map(|linear| linear.k)
+        .max()
+        .unwrap_or(0);
     let mut workers = Vec::new();
     let mut mistakes = Vec::new();
     for spec in specs {
@@ -73,7 +79,7 @@ fn capabilities(specs: &[String], shape: &ModelShape) -> Result<Vec<Capabilities
             match memory.map(|text| parse_bytes(text).ok_or(text)).transpose() {
                 Ok(memory) => {
                     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-                    let mut measured = secondwind_worker::measure(shape, threads, None)?;
+                    let mut measured = secondwind_worker::measure_cpu(shape, threads, None)?;
                     measured.usable_bytes = memory.unwrap_or(measured.usable_bytes);
                     workers.push(measured);
                 }
@@ -84,8 +90,9 @@ fn capabilities(specs: &[String], shape: &ModelShape) -> Result<Vec<Capabilities
             continue;
         }
         match preset(spec) {
-            Ok(card) => workers
-                .push(card.capabilities(|weights, rows| card_paths::facts(&card, weights, rows))),
+            Ok(card) => workers.push(
+                card.capabilities(|weights, rows| card_paths::facts(&card, weights, rows, widest)),
+            ),
             Err(error) => mistakes.push(format!("--worker {spec}: {error}")),
         }
     }

@@ -1,8 +1,10 @@
 //! `secondwind worker`: the daemon that owns one device and its shard.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use clap::Args;
-use secondwind_kernels::KernelError;
+use secondwind_kernels::{KernelError, cuda::PackSource};
 use secondwind_worker::{Device, WorkerConfig, WorkerError};
 
 use crate::{
@@ -60,7 +62,16 @@ pub fn meant(config: &Config) -> Result<WorkerConfig> {
         model: config
             .text("worker.model")
             .context("worker.model is not set")?,
-        device: Device::Cpu,
+        device: config
+            .text("worker.device")
+            .and_then(|device| device.parse().ok())
+            .unwrap_or(Device::Cpu),
+        kernels: kernels(config),
+        arch_override: config
+            .text("worker.arch_override")
+            .map(|name| name.parse().map_err(KernelError::Cuda))
+            .transpose()?,
+        nccl_library: config.text("worker.nccl_library").map(PathBuf::from),
         threads: config.integer("worker.threads"),
         memory_bytes: config.bytes("worker.memory"),
         peer_listen: config
@@ -78,6 +89,31 @@ pub fn meant(config: &Config) -> Result<WorkerConfig> {
         local_hub: None,
         capabilities: None,
         progress: true,
+    })
+}
+
+/// Where a card's kernels come from.
+pub fn kernels(config: &Config) -> PackSource {
+    PackSource {
+        pack: config.text("worker.kernel_pack").map(PathBuf::from),
+        nvrtc: config.text("worker.nvrtc_library").map(PathBuf::from),
+        cache: config
+            .text("worker.cache_directory")
+            .map(PathBuf::from)
+            .or_else(cache_directory),
+    }
+}
+
+/// systemd names one by itself; a person's is where such things are kept.
+pub fn cache_directory() -> Option<PathBuf> {
+    let folder = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    folder("CACHE_DIRECTORY").or_else(|| {
+        let own = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+        Some(own?.join("secondwind"))
     })
 }
 

@@ -13,7 +13,7 @@ use secondwind_coordinator::{
     step_loop::{LoopSettings, StepLoop},
 };
 use secondwind_model::{
-    plan::{KvDType, PlanSettings, ShardPlan},
+    plan::{KvDType, PlanSettings, Precision, ShardPlan},
     step::{RowResult, Sampling, Step, StepResult, TokenLogprobs},
 };
 use secondwind_proto::{step_to_wire, v1};
@@ -69,6 +69,7 @@ fn plan(sequences: usize) -> ShardPlan {
             max_logit_rows: 256,
             block_tokens: 16,
             kv_dtype: KvDType::F32,
+            precision: Precision::Exact,
             memory_reserve_bytes: 0,
             forced_split: None,
         },

@@ -19,7 +19,7 @@ use secondwind_proto::{step_to_wire, v1};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tonic::Status;
 
-pub use membership::{Membership, MembershipSettings};
+pub use membership::{Collective, Membership, MembershipSettings};
 pub use service::{ClusterService, Identity};
 pub use state::State;
 

@@ -19,6 +19,5 @@ pub mod scheduler;
 pub mod step_loop;
 pub mod text;
 
-pub use run::{
-    Collective, Coordinator, CoordinatorConfig, CoordinatorError, Settings, plan_settings,
-};
+pub use cluster::Collective;
+pub use run::{Coordinator, CoordinatorConfig, CoordinatorError, Settings, plan_settings};

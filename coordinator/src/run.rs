@@ -6,7 +6,7 @@ use secondwind_model::{
     checkpoint::Checkpoint,
     config::Architecture,
     error::CheckpointError,
-    plan::{self, KvDType, ModelShape, PlanSettings},
+    plan::{self, KvDType, ModelShape, PlanSettings, Precision},
 };
 use tokio::{
     net::TcpListener,
@@ -17,7 +17,7 @@ use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     api::{self, InferenceService, SamplingDefaults, ServedModel, ServingHandle},
-    cluster::{ClusterService, Identity, Membership, MembershipSettings, State},
+    cluster::{ClusterService, Collective, Identity, Membership, MembershipSettings, State},
     step_loop::{LoopSettings, StepLoop},
     text::{Text, TextError, TextFiles},
 };
@@ -67,19 +67,12 @@ pub struct Settings {
     pub max_step_tokens: usize,
     /// KV cache type.
     pub kv_dtype: KvDType,
+    /// Family of arithmetic.
+    pub precision: Precision,
     /// Bytes of each device that stay free.
     pub memory_reserve_bytes: u64,
     /// Relative shares instead of the planner's own.
     pub split: Option<Vec<f64>>,
-}
-
-/// How ranks exchange activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Collective {
-    /// In memory within one process, else over gRPC.
-    Auto,
-    /// Over gRPC, also within one process.
-    Grpc,
 }
 
 /// Why a coordinator could not start or go on.
@@ -117,6 +110,7 @@ pub fn plan_settings(settings: &Settings, shape: &ModelShape) -> PlanSettings {
         max_logit_rows: settings.max_sequences.max(64).min(settings.max_step_tokens),
         block_tokens: 16,
         kv_dtype: settings.kv_dtype,
+        precision: settings.precision,
         memory_reserve_bytes: settings.memory_reserve_bytes,
         forced_split: settings.split.clone(),
     }
@@ -184,7 +178,7 @@ impl Coordinator {
             plan: settings,
             checkpoint_digest: served.checkpoint_digest.clone(),
             silence: SILENCE,
-            allow_local: config.collective == Collective::Auto,
+            collective: config.collective,
         };
         let (membership, messages, state) = Membership::new(settings, shape, groups);
         let identity = Identity {

@@ -81,6 +81,9 @@ pub enum KernelError {
         /// The known names, comma separated.
         known: String,
     },
+    /// The card or its driver.
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// The operating system gave no threads.
     #[error("thread pool of {threads} threads: {problem}")]
     Threads {

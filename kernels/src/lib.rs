@@ -24,6 +24,7 @@ pub mod kv;
 pub mod logits;
 
 pub mod cpu;
+pub mod cuda;
 pub mod pool;
 pub mod reference;
 

@@ -57,7 +57,10 @@ pub struct LinearCapability {
     pub column_multiple: usize,
     /// Rows of each group's run are padded to a multiple of this.
     pub row_multiple: usize,
-    /// Bytes per scale plus its zero point.
+    /// Rows that share a scale at most, a multiple of 4: rows are padded to it in all, and scales
+    /// stand for all, half or a quarter of that many rows, as finely as runs need. 0: one per run.
+    pub scale_rows: usize,
+    /// Bytes of a scale and its zero point, half for each; symmetric modules store no zero points.
     pub bytes_per_scale: f64,
     /// Scratch bytes: `scratch_bytes_per_row * rows + scratch_bytes`.
     pub scratch_bytes_per_row: f64,
@@ -76,7 +79,10 @@ pub struct Layout {
     pub column_multiple: usize,
     /// Rows of each group's run are padded to a multiple of this.
     pub row_multiple: usize,
-    /// Bytes per scale plus its zero point.
+    /// Rows that share a scale at most, a multiple of 4: rows are padded to it in all, and scales
+    /// stand for all, half or a quarter of that many rows, as finely as runs need. 0: one per run.
+    pub scale_rows: usize,
+    /// Bytes of a scale and its zero point, half for each; symmetric modules store no zero points.
     pub bytes_per_scale: f64,
 }
 
@@ -119,6 +125,7 @@ impl LinearCapability {
             bytes_per_weight: self.bytes_per_weight,
             column_multiple: self.column_multiple,
             row_multiple: self.row_multiple,
+            scale_rows: self.scale_rows,
             bytes_per_scale: self.bytes_per_scale,
         }
     }

@@ -74,6 +74,17 @@ pub enum KvDType {
     F16,
 }
 
+/// Which family of arithmetic ranks may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// fp32 activations and sums.
+    #[default]
+    Exact,
+    /// Activations rounded to 8-bit integers where a card gains from it.
+    Fast,
+}
+
 /// What the coordinator decides for the whole group; part of the plan and its digest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanSettings {
@@ -89,6 +100,8 @@ pub struct PlanSettings {
     pub block_tokens: usize,
     /// KV cache type.
     pub kv_dtype: KvDType,
+    /// Family of arithmetic.
+    pub precision: Precision,
     /// Bytes of each device that the plan leaves free.
     pub memory_reserve_bytes: u64,
     /// Relative shares per rank instead of the planner's own (`--split 3:1`).

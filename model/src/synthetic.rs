@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, CONFIG_FILE, GENERATION_CONFIG_FILE, ModelConfig};
 use crate::gptq::QuantConfig;
-use crate::modules::DType;
+use crate::modules::{DType, modules};
+use crate::plan::ModelShape;
 
 mod random;
 mod write;
@@ -200,6 +201,24 @@ impl SyntheticModel {
             });
         }
         config.to_string()
+    }
+
+    /// The shape that its files would have, without writing any.
+    ///
+    /// # Errors
+    /// As [`SyntheticModel::write`] for the description.
+    pub fn shape(&self) -> io::Result<ModelShape> {
+        let invalid = |error: &dyn std::fmt::Display| {
+            io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
+        };
+        let text = self.config_json();
+        let config = ModelConfig::parse(&text, None).map_err(|error| invalid(&error))?;
+        let quant = QuantConfig::parse(&text, None).map_err(|error| invalid(&error))?;
+        let tensors =
+            write::tensors(self, &config, quant.as_ref()).map_err(|error| invalid(&error))?;
+        let present = tensors.iter().map(write::Tensor::info).collect();
+        let list = modules(&config, quant.as_ref(), &present).map_err(|error| invalid(&error))?;
+        Ok(ModelShape::new(config, &list))
     }
 
     /// Writes `config.json`, `generation_config.json` and the weights into `folder`, which is made when it

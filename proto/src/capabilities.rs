@@ -57,6 +57,7 @@ impl From<&LinearCapability> for v1::LinearCapability {
             bytes_per_weight: from.bytes_per_weight,
             column_multiple: from.column_multiple as u64,
             row_multiple: from.row_multiple as u64,
+            scale_rows: from.scale_rows as u64,
             bytes_per_scale: from.bytes_per_scale,
             scratch_bytes_per_row: from.scratch_bytes_per_row,
             scratch_bytes: from.scratch_bytes,
@@ -100,6 +101,7 @@ impl TryFrom<v1::LinearCapability> for LinearCapability {
             bytes_per_weight: positive(from.bytes_per_weight, "bytes_per_weight")?,
             column_multiple: multiple(from.column_multiple, "column_multiple")?,
             row_multiple: multiple(from.row_multiple, "row_multiple")?,
+            scale_rows: index(from.scale_rows, "LinearCapability", "scale_rows")?,
             bytes_per_scale: not_negative(from.bytes_per_scale, "bytes_per_scale")?,
             scratch_bytes_per_row: not_negative(
                 from.scratch_bytes_per_row,

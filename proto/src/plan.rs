@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use secondwind_model::plan::{KvDType, LayerPlan, PlanSettings, RankMemory, RankPlan, ShardPlan};
+use secondwind_model::plan::{
+    KvDType, LayerPlan, PlanSettings, Precision, RankMemory, RankPlan, ShardPlan,
+};
 
 use crate::{WireError, index, v1};
 
@@ -69,6 +71,11 @@ impl From<&PlanSettings> for v1::PlanSettings {
                 KvDType::F16 => v1::KvDType::F16,
             }
             .into(),
+            precision: match from.precision {
+                Precision::Exact => v1::Precision::Exact,
+                Precision::Fast => v1::Precision::Fast,
+            }
+            .into(),
             memory_reserve_bytes: from.memory_reserve_bytes,
             forced_split: from.forced_split.clone().unwrap_or_default(),
         }
@@ -94,6 +101,17 @@ impl TryFrom<v1::PlanSettings> for PlanSettings {
                         message,
                         field: "kv_dtype",
                         value: from.kv_dtype.to_string(),
+                    });
+                }
+            },
+            precision: match from.precision() {
+                v1::Precision::Exact => Precision::Exact,
+                v1::Precision::Fast => Precision::Fast,
+                v1::Precision::Unspecified => {
+                    return Err(WireError::Invalid {
+                        message,
+                        field: "precision",
+                        value: from.precision.to_string(),
                     });
                 }
             },

@@ -43,13 +43,14 @@ pub struct PlanningKeys;
 
 impl KeySet for PlanningKeys {
     fn keys() -> impl Iterator<Item = &'static Key> {
-        const NAMES: [&str; 7] = [
+        const NAMES: [&str; 8] = [
             "model",
             "split",
             "max_context_tokens",
             "max_sequences",
             "max_step_tokens",
             "kv_dtype",
+            "precision",
             "memory_reserve",
         ];
         Section::Coordinator

@@ -4,6 +4,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use secondwind_kernels::select::{AttentionPath, LinearPath};
 use secondwind_model::plan::parse_bytes;
+use secondwind_worker::Device;
 
 /// The kind of a key's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +90,9 @@ impl Kind {
             Self::Bool => "true or false".into(),
             Self::Text => "text".into(),
             Self::Model => "a folder, or builtin".into(),
-            Self::Device => "cpu".into(),
-            Self::LinearPath => LinearPath::ALL.map(LinearPath::name).join(" or "),
-            Self::AttentionPath => AttentionPath::ALL.map(AttentionPath::name).join(" or "),
+            Self::Device => "cpu or cuda:N".into(),
+            Self::LinearPath => names(LinearPath::ALL.iter().map(|path| path.name())),
+            Self::AttentionPath => names(AttentionPath::ALL.iter().map(|path| path.name())),
             Self::Size => "a size such as 512MiB or 2GiB".into(),
             Self::Duration => "a duration above 0, such as 500ms, 30s or 5m".into(),
             Self::Choice(words) => words.join(" or "),
@@ -122,15 +123,9 @@ impl Kind {
             Self::Text | Self::Model => text
                 .filter(|text| !text.is_empty())
                 .map(|text| Meant::Text(text.into())),
-            Self::Device => match text {
-                Some("cpu") => Some(Meant::Text("cpu".into())),
-                Some(device) if device.starts_with("cuda") => {
-                    return Err(format!(
-                        "{written}: CUDA is not built yet; `cpu` is the only device of this version"
-                    ));
-                }
-                _ => None,
-            },
+            Self::Device => text
+                .filter(|text| text.parse::<Device>().is_ok())
+                .map(|text| Meant::Text(text.into())),
             Self::LinearPath => text
                 .filter(|text| text.parse::<LinearPath>().is_ok())
                 .map(|text| Meant::Text(text.into())),
@@ -168,6 +163,10 @@ impl Kind {
         };
         meant.ok_or_else(|| format!("{written} is not {}", self.describe()))
     }
+}
+
+fn names(of: impl Iterator<Item = &'static str>) -> String {
+    of.collect::<Vec<_>>().join(" or ")
 }
 
 impl fmt::Display for Written<'_> {

@@ -69,7 +69,7 @@ fn the_command_line_is_checked() {
     refuses(
         &["bench", "kernels", "--device", "cuda"],
         USAGE,
-        &["CUDA is not built yet"],
+        &["cuda:N"],
     );
 }
 
@@ -113,10 +113,16 @@ fn every_mistake_of_a_daemon_is_told_at_once() {
 #[test]
 fn daemons_check_device_address_and_model() {
     refuses(
-        &["worker", "--model", "builtin", "--device", "cuda:0"],
+        &["worker", "--model", "builtin", "--device", "cuda"],
         USAGE,
-        &["CUDA is not built yet"],
+        &["`cuda` is not cpu or cuda:N"],
     );
+    // No machine has as many cards, and most have no driver.
+    let output = run(&["worker", "--model", "builtin", "--device", "cuda:99"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    let known = ["install the driver", "there is no device cuda:99"];
+    assert!(known.iter().any(|words| told.contains(words)), "{told}");
     refuses(
         &["worker", "--model", "builtin", "--device", "tpu"],
         USAGE,
@@ -174,7 +180,14 @@ fn plan_splits_a_model_over_absent_cards() {
     let cards = ["--worker", "p40", "--worker", "2080ti:22GiB"];
     let output = run(&[&["plan", "--model", CHECKPOINT], &cards[..]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
-    for word in ["Tesla P40", "2080 Ti", "q heads", "kv cache", "w_a8_dp4a"] {
+    for word in [
+        "Tesla P40",
+        "2080 Ti",
+        "q heads",
+        "kv cache",
+        "a8_dp4a_gemv",
+        "a8_mma",
+    ] {
         assert!(
             stdout(&output).contains(word),
             "`{word}` is not in:\n{}",

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, Settings};
-use secondwind_model::plan::KvDType;
+use secondwind_model::plan::{KvDType, Precision};
 use secondwind_proto::v1::{self, inference_client::InferenceClient};
 use secondwind_worker::{Device, LocalHub, WorkerConfig};
 use tokio::{
@@ -67,6 +67,7 @@ impl Cluster {
                 max_sequences: setup.max_sequences,
                 max_step_tokens: 256,
                 kv_dtype: KvDType::F32,
+                precision: Precision::Exact,
                 memory_reserve_bytes: 0,
                 split: None,
             },
@@ -104,6 +105,9 @@ impl Cluster {
             coordinator: format!("http://{}", self.cluster),
             model: self.setup.model.clone(),
             device: Device::Cpu,
+            kernels: secondwind_kernels::cuda::PackSource::default(),
+            arch_override: None,
+            nccl_library: None,
             threads: Some(1),
             memory_bytes: Some(1 << 30),
             peer_listen: "127.0.0.1:0".parse().unwrap(),

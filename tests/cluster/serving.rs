@@ -235,6 +235,7 @@ async fn a_worker_of_another_version_is_refused() {
         .await
         .unwrap();
     let join = v1::Join {
+        nccl_version: String::new(),
         version: "0.0.0".into(),
         worker: "old".into(),
         ..Default::default()

@@ -1,4 +1,7 @@
 //! Ranks of one epoch as engine threads of this process, driven step by step without a coordinator.
+#![allow(dead_code)] // Every test program uses a part.
+
+pub mod oracle;
 
 use std::{
     ops::Range,
@@ -11,19 +14,23 @@ use std::{
     time::Duration,
 };
 
-use secondwind_kernels::select::{AttentionPath, LinearPath};
+use secondwind_kernels::{
+    cuda,
+    select::{AttentionPath, LinearPath},
+};
 use secondwind_model::{
     capabilities::{Capabilities, LinearCapability, WeightKind},
     checkpoint::Checkpoint,
-    plan::{self, KvDType, PlanSettings, ShardPlan},
+    plan::{self, KvDType, PlanSettings, Precision, ShardPlan},
     step::{RowInput, Sampling, SequenceId, Step, StepResult, StepRow},
 };
 use secondwind_worker::{
-    backend::CpuBackend,
+    backend::{Backend, CpuBackend, CudaBackend},
     collective::{
         Collective, Solo,
         grpc::{Meeting, PeerHub},
         local,
+        nccl::Nccl,
     },
     engine::{self, Event, Formation, Order},
 };
@@ -35,6 +42,17 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub enum Via {
     Memory,
     Grpc,
+    /// In memory, and sums over NCCL.
+    Nccl,
+}
+
+/// What every rank computes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum On {
+    /// This machine's processor.
+    Cpu,
+    /// Card `rank`, or the only one, with the code of this architecture or its own.
+    Card(Option<cuda::Arch>),
 }
 
 /// How a test wants its ranks.
@@ -43,10 +61,12 @@ pub struct Setup {
     pub world: usize,
     pub split: Option<Vec<f64>>,
     pub via: Via,
+    pub on: On,
     pub threads: usize,
     pub linear_path: Option<LinearPath>,
     pub attention_path: Option<AttentionPath>,
     pub kv_dtype: KvDType,
+    pub precision: Precision,
     /// Instead of the plan's own.
     pub plan_digest: Option<String>,
 }
@@ -57,10 +77,12 @@ impl Setup {
             world,
             split: None,
             via: Via::Memory,
+            on: On::Cpu,
             threads: 1,
             linear_path: None,
             attention_path: None,
             kv_dtype: KvDType::F32,
+            precision: Precision::Exact,
             plan_digest: None,
         }
     }
@@ -77,6 +99,7 @@ pub fn settings(max_context_tokens: usize, setup: &Setup) -> PlanSettings {
         max_logit_rows: 256,
         block_tokens: BLOCK_TOKENS,
         kv_dtype: setup.kv_dtype,
+        precision: setup.precision,
         memory_reserve_bytes: 0,
         forced_split: setup.split.clone(),
     }
@@ -102,6 +125,7 @@ pub fn capabilities() -> Capabilities {
                 bytes_per_weight,
                 column_multiple: 16,
                 row_multiple: 8,
+                scale_rows: 0,
                 bytes_per_scale: 4.0,
                 scratch_bytes_per_row: 0.0,
                 scratch_bytes: 0.0,
@@ -109,6 +133,29 @@ pub fn capabilities() -> Capabilities {
             })
             .collect(),
     }
+}
+
+fn spawn<B: Backend + Send + 'static>(
+    backend: B,
+    checkpoint: Arc<Checkpoint>,
+    queue: Receiver<Order>,
+    tell: impl FnMut(Event) + Send + 'static,
+) -> JoinHandle<()> {
+    std::thread::spawn(move || engine::run(backend, &checkpoint, &queue, tell))
+}
+
+fn nccl(setup: &Setup) -> Option<Arc<Nccl>> {
+    (setup.via == Via::Nccl).then(|| Arc::new(Nccl::open(None).unwrap()))
+}
+
+/// The card of a rank; ranks beyond the last card share it.
+fn card(rank: usize, arch: Option<cuda::Arch>) -> cuda::Device {
+    let count = cuda::device_count().unwrap();
+    let source = cuda::PackSource {
+        pack: std::env::var_os("SECONDWIND_WORKER_KERNEL_PACK").map(Into::into),
+        ..cuda::PackSource::default()
+    };
+    cuda::Device::open(rank.min(count - 1), arch, &source, |_| {}).unwrap()
 }
 
 /// Loaded ranks, ready for steps.
@@ -143,20 +190,29 @@ impl Ranks {
         let mut threads = Vec::new();
         for (rank, collective) in collectives.into_iter().enumerate() {
             let (order, queue) = mpsc::channel();
-            let backend =
-                CpuBackend::new(setup.threads, setup.linear_path, setup.attention_path).unwrap();
             let (checkpoint, emit) = (checkpoint.clone(), emit.clone());
-            threads.push(std::thread::spawn(move || {
-                engine::run(backend, &checkpoint, &queue, |event| {
-                    let _ = emit.send((rank, event));
-                });
-            }));
+            let tell = move |event| {
+                let _ = emit.send((rank, event));
+            };
+            let (linear, attention) = (setup.linear_path, setup.attention_path);
+            threads.push(match setup.on {
+                On::Cpu => {
+                    let backend = CpuBackend::new(setup.threads, linear, attention).unwrap();
+                    spawn(backend, checkpoint, queue, tell)
+                }
+                On::Card(arch) => {
+                    let backend =
+                        CudaBackend::new(card(rank, arch), linear, attention, nccl(setup)).unwrap();
+                    spawn(backend, checkpoint, queue, tell)
+                }
+            });
             let formation = Formation {
                 epoch: 1,
                 rank,
                 plan: plan.clone(),
                 plan_digest: plan_digest.clone(),
                 collective,
+                nccl: setup.via == Via::Nccl,
                 cancelled: Arc::default(),
             };
             order.send(Order::Form(Box::new(formation))).unwrap();
@@ -290,7 +346,7 @@ pub fn greedy(logprobs: Option<u32>) -> Option<Sampling> {
 fn collectives(setup: &Setup) -> (Vec<Box<dyn Collective>>, Option<tokio::runtime::Runtime>) {
     match (setup.world, setup.via) {
         (1, _) => (vec![Box::new(Solo)], None),
-        (world, Via::Memory) => {
+        (world, Via::Memory | Via::Nccl) => {
             let boxed = |mesh| Box::new(mesh) as Box<dyn Collective>;
             (
                 local::meshes(world, DEADLINE)

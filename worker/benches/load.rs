@@ -7,11 +7,11 @@ use std::{process::Command, time::Instant};
 
 use secondwind_model::{
     checkpoint::Checkpoint,
-    plan::{self, KvDType, PlanSettings},
+    plan::{self, KvDType, PlanSettings, Precision},
     slices::{byte_runs, slices},
     synthetic::SyntheticModel,
 };
-use secondwind_worker::{backend::CpuBackend, loader, measure, session::peak_resident_bytes};
+use secondwind_worker::{backend::CpuBackend, loader, measure_cpu, session::peak_resident_bytes};
 
 /// Set for the child processes that load one rank each, so that their peak is their own.
 const RANK: &str = "SECONDWIND_BENCH_RANK";
@@ -53,7 +53,7 @@ fn child(size: &str, rank: &str) {
         (rank.parse().expect("rank"), world.parse().expect("world"));
     let checkpoint = Checkpoint::open(folder.as_ref()).expect("it opens");
     let shape = checkpoint.shape().expect("it has a shape");
-    let capabilities = measure(&shape, 1, None).expect("capabilities");
+    let capabilities = measure_cpu(&shape, 1, None).expect("capabilities");
     let settings = PlanSettings {
         max_context_tokens: 1024,
         max_sequences: 4,
@@ -61,6 +61,7 @@ fn child(size: &str, rank: &str) {
         max_logit_rows: 64,
         block_tokens: 16,
         kv_dtype: KvDType::F32,
+        precision: Precision::Exact,
         memory_reserve_bytes: 0,
         forced_split: Some(vec![1.0; world]),
     };

@@ -4,19 +4,22 @@
 //! every operation after it runs over the batch's tokens. Activations are f32, row-major, one row per
 //! token; buffers are made at load and reused by every step.
 
+use std::sync::{Arc, atomic::AtomicBool};
+
 use half::f16;
-use secondwind_kernels::{KernelError, weights::Dtype};
-use secondwind_model::{plan::KvDType, step::Sampling};
+use secondwind_kernels::{KernelError, logits::RowSummary, select::Precision, weights::Dtype};
+use secondwind_model::plan::KvDType;
 
 use crate::{
     batch::Batch,
     collective::{Collective, CollectiveError},
-    sampler::Row,
 };
 
 mod cpu;
+mod cuda;
 
 pub use cpu::CpuBackend;
+pub use cuda::CudaBackend;
 
 /// What a quantised linear is made of, before its words are written.
 pub struct QuantShape<'a> {
@@ -71,6 +74,81 @@ pub struct HeadNorms<'a, B: Backend + ?Sized> {
     pub eps: f32,
 }
 
+/// One product of several that read the same x.
+pub struct LinearJob<'a, B: Backend + ?Sized> {
+    /// W and bias.
+    pub weights: &'a B::Linear,
+    /// (rows, columns of W).
+    pub out: &'a mut B::Buffer,
+    /// Its number in the step.
+    pub check: Check,
+}
+
+/// What sampling wants of a row of logits.
+#[derive(Clone, Copy, Debug)]
+pub enum RowRequest {
+    /// Everything to draw a token at this temperature.
+    Sample {
+        /// 0 for greedy.
+        temperature: f32,
+    },
+    /// The probability of one token.
+    Target {
+        /// Its id, in this rank's range or not.
+        token: u32,
+    },
+}
+
+/// A reduced row, and the logit of a requested target if this rank has it.
+pub type ReducedRow = (RowSummary, Option<f32>);
+
+/// Number of an operation within a step, for what is found not finite.
+pub type Check = u32;
+
+/// The first value of a step that is not a finite number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NonFinite {
+    /// The operation that made it.
+    pub check: Check,
+    /// Where in its output.
+    pub element: usize,
+}
+
+/// The largest step, known before anything is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLimits {
+    /// Tokens of a step.
+    pub tokens: usize,
+    /// Rows of a step.
+    pub rows: usize,
+    /// Tokens of a sequence.
+    pub context: usize,
+    /// Tokens of a KV block.
+    pub block_tokens: usize,
+    /// Columns of the residual.
+    pub hidden: usize,
+    /// Rows of logits.
+    pub logit_rows: usize,
+    /// Columns of a row of logits on this rank.
+    pub vocab: usize,
+    /// Most query heads of a layer on this rank.
+    pub query_heads: usize,
+    /// Most KV heads of a layer on this rank.
+    pub kv_heads: usize,
+    /// Most query heads that read one KV head.
+    pub largest_group: usize,
+    /// Most channels of a head.
+    pub head_dim: usize,
+}
+
+/// Most query heads of one KV head.
+pub(crate) fn largest_group(kv_head_of_query_head: &[u32]) -> usize {
+    let groups = kv_head_of_query_head
+        .chunk_by(|a, b| a == b)
+        .map(<[u32]>::len);
+    groups.max().unwrap_or(1)
+}
+
 /// One layer's attention on this rank.
 pub struct AttentionShape<'a> {
     /// Query heads of this rank.
@@ -97,8 +175,8 @@ pub trait Backend {
     /// Which paths run a linear, by number of rows, and why.
     fn linear_choices(&self, linear: &Self::Linear) -> Vec<String>;
 
-    /// Which path runs attention, and why.
-    fn attention_choice(&self) -> String;
+    /// Which paths run attention over heads of this size, and why.
+    fn attention_choice(&self, head_dim: usize, kv: KvDType) -> String;
 
     /// `elements` zeros.
     ///
@@ -172,11 +250,55 @@ pub trait Backend {
     /// The device is out of memory.
     fn set_rotary(&mut self, cos: Vec<f32>, sin: Vec<f32>) -> Result<(), KernelError>;
 
+    /// Says which family of arithmetic the plan allows; comes before anything is loaded.
+    fn set_precision(&mut self, precision: Precision);
+
+    /// Makes room for the largest step; comes when all weights are loaded.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    fn prepare(&mut self, limits: &StepLimits) -> Result<(), KernelError>;
+
     /// Starts a step over `batch`.
     ///
     /// # Errors
     /// The device failed.
     fn begin(&mut self, batch: &Batch) -> Result<(), KernelError>;
+
+    /// Most tokens of a decoding step that this device runs as a recording, with sums over links that
+    /// take device memory or with none; 0 if it records nothing.
+    fn recorded_tokens(&self) -> usize {
+        0
+    }
+
+    /// Begins to record what is given to the device from here on, instead of running it.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn start_recording(&mut self) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    /// Keeps the recording as that of decoding steps of `tokens` tokens.
+    ///
+    /// # Errors
+    /// The device failed, or something that was given cannot be recorded.
+    fn finish_recording(&mut self, tokens: usize) -> Result<(), KernelError> {
+        let _ = tokens;
+        Ok(())
+    }
+
+    /// Runs the recording of decoding steps of `tokens` tokens, if there is one.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn replay(&mut self, tokens: usize) -> Result<bool, KernelError> {
+        let _ = tokens;
+        Ok(false)
+    }
+
+    /// Drops all recordings: the collective that they sum with is gone.
+    fn forget_recordings(&mut self) {}
 
     /// Embeds the batch's tokens; those outside `first_id..` of the table become zeros.
     ///
@@ -189,40 +311,34 @@ pub trait Backend {
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError>;
 
-    /// `out = x / rms(x) * weight`, rows of `width`.
+    /// `residual += delta` if there is one, then `out = residual / rms(residual) * weight`, rows of
+    /// `width`. `readers` are the linears that read `out` next: a device may leave it in the form
+    /// that they want, and nothing else reads it.
     ///
     /// # Errors
     /// The device failed.
-    fn rms_norm(
+    #[allow(clippy::too_many_arguments)]
+    fn add_norm(
         &mut self,
-        x: &Self::Buffer,
+        residual: &mut Self::Buffer,
+        delta: Option<&Self::Buffer>,
         weight: &Self::Buffer,
         width: usize,
         eps: f32,
         out: &mut Self::Buffer,
+        readers: &[&Self::Linear],
+        check: Check,
     ) -> Result<(), KernelError>;
 
-    /// `residual += delta`, rows of `width`.
+    /// `out = x * weights + bias` for every job, over `rows` rows of one x.
     ///
     /// # Errors
     /// The device failed.
-    fn add(
+    fn linears(
         &mut self,
-        residual: &mut Self::Buffer,
-        delta: &Self::Buffer,
-        width: usize,
-    ) -> Result<(), KernelError>;
-
-    /// `out = x * weights + bias` over `rows` rows.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn linear(
-        &mut self,
-        weights: &Self::Linear,
         x: &Self::Buffer,
         rows: usize,
-        out: &mut Self::Buffer,
+        jobs: &mut [LinearJob<'_, Self>],
     ) -> Result<(), KernelError>;
 
     /// Normalises heads if `norms`, rotates queries and keys, and writes keys and values to the cache.
@@ -249,9 +365,10 @@ pub trait Backend {
         cache: &Self::KvCache,
         shape: &AttentionShape<'_>,
         out: &mut Self::Buffer,
+        check: Check,
     ) -> Result<(), KernelError>;
 
-    /// `gate = silu(gate) * up`, rows of `width`.
+    /// `gate = silu(gate) * up`, rows of `width`; only `reader` reads it.
     ///
     /// # Errors
     /// The device failed.
@@ -260,6 +377,8 @@ pub trait Backend {
         gate: &mut Self::Buffer,
         up: &Self::Buffer,
         width: usize,
+        reader: &Self::Linear,
+        check: Check,
     ) -> Result<(), KernelError>;
 
     /// Sums `rows` rows of `width` over the ranks.
@@ -273,6 +392,16 @@ pub trait Backend {
         collective: &mut dyn Collective,
     ) -> Result<(), CollectiveError>;
 
+    /// Joins the ranks of `host` over NCCL, from the thread that will use it.
+    ///
+    /// # Errors
+    /// The device has no NCCL, or the ranks did not come together.
+    fn join_nccl(
+        &mut self,
+        host: Box<dyn Collective>,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Box<dyn Collective>, CollectiveError>;
+
     /// Copies the batch's logit tokens out of rows of `width`.
     ///
     /// # Errors
@@ -284,30 +413,18 @@ pub trait Backend {
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError>;
 
-    /// Reduces row `row` of (any, width) logits, whose first column is token `first_id`.
+    /// Reduces the first rows of (any, width) logits, whose first column is token `first_id`: one
+    /// row per request.
     ///
     /// # Errors
     /// The device failed.
-    fn summarise(
+    fn reduce_rows(
         &mut self,
         logits: &Self::Buffer,
-        row: usize,
         width: usize,
         first_id: u32,
-        sampling: &Sampling,
-    ) -> Result<Row, KernelError>;
-
-    /// Max, sum of exp(logit - max), and column `target`'s logit if this row has it.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn target_logit(
-        &mut self,
-        logits: &Self::Buffer,
-        row: usize,
-        width: usize,
-        target: Option<usize>,
-    ) -> Result<(f32, f64, Option<f32>), KernelError>;
+        requests: &[RowRequest],
+    ) -> Result<Vec<ReducedRow>, KernelError>;
 
     /// Row `row` of (any, width) logits, on the host.
     ///
@@ -320,13 +437,10 @@ pub trait Backend {
         width: usize,
     ) -> Result<Vec<f32>, KernelError>;
 
-    /// Index of the first NaN or Inf among the first `elements`.
+    /// The first value since [`Backend::begin`] that was not finite, as far as this device knows
+    /// already; with `wait` after everything given to it.
     ///
     /// # Errors
     /// The device failed.
-    fn first_non_finite(
-        &mut self,
-        buffer: &Self::Buffer,
-        elements: usize,
-    ) -> Result<Option<usize>, KernelError>;
+    fn non_finite(&mut self, wait: bool) -> Result<Option<NonFinite>, KernelError>;
 }

@@ -46,6 +46,44 @@ pub struct Batch {
     pub targets: Vec<(usize, u32)>,
 }
 
+impl Batch {
+    /// True if every row brings one token and samples: such steps repeat with other numbers only.
+    pub fn is_decoding(&self) -> bool {
+        let rows = self.table_offsets.len().saturating_sub(1);
+        self.tokens.len() == rows && self.sample_rows.len() == rows && self.targets.is_empty()
+    }
+
+    /// Of each row, in order: tokens that its sequence had before, and tokens of the step.
+    pub fn extents(&self) -> impl Iterator<Item = (usize, usize)> {
+        let mut at = 0;
+        self.row_of_token.chunk_by(|a, b| a == b).map(move |row| {
+            let before = self.positions[at] as usize;
+            at += row.len();
+            (before, row.len())
+        })
+    }
+
+    /// A decoding step of `tokens` tokens that reads and writes no sequence's cache.
+    pub fn blank(tokens: usize) -> Self {
+        let count = tokens as u32;
+        Self {
+            tokens: vec![0; tokens],
+            positions: vec![0; tokens],
+            slots: vec![NO_SLOT; tokens],
+            block_tables: Vec::new(),
+            table_offsets: vec![0; tokens + 1],
+            row_of_token: (0..count).collect(),
+            context_lengths: vec![0; tokens],
+            logit_tokens: (0..count).collect(),
+            sample_rows: (0..tokens).collect(),
+            targets: Vec::new(),
+        }
+    }
+}
+
+/// The slot of a token whose key and value are not kept; only for devices that record.
+const NO_SLOT: u32 = u32::MAX;
+
 /// A step that this rank cannot execute. The group must end: ranks no longer agree.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {

@@ -54,6 +54,8 @@ pub struct Formation {
     pub plan_digest: String,
     /// The exchange with the other ranks.
     pub collective: Box<dyn Collective>,
+    /// Sums go over NCCL; `collective` is how the ranks agree on it.
+    pub nccl: bool,
     /// Set when the epoch is over; a load in progress stops.
     pub cancelled: Arc<AtomicBool>,
 }
@@ -209,6 +211,7 @@ fn form<B: Backend>(
         plan,
         plan_digest,
         collective,
+        nccl,
         cancelled,
     } = formation;
     let own_digest = plan::digest(&plan, &checkpoint.digest_hex(), env!("CARGO_PKG_VERSION"));
@@ -217,6 +220,11 @@ fn form<B: Backend>(
             what: format!("its digest is {own_digest} here and {plan_digest} at the coordinator"),
         });
     }
+    // Decoding steps have a token of each sequence.
+    let max_decoding = plan
+        .settings
+        .max_sequences
+        .min(plan.settings.max_step_tokens);
     let limits = Limits {
         vocab_size: checkpoint.config().vocab_size,
         kv_blocks: plan.kv_blocks,
@@ -226,7 +234,7 @@ fn form<B: Backend>(
         max_logit_rows: plan.settings.max_logit_rows,
     };
     let kept = loaded.filter(|loaded| loaded.plan_digest == plan_digest && loaded.rank == rank);
-    let loaded = match kept {
+    let mut loaded = match kept {
         Some(loaded) => loaded,
         None => {
             let progress = |loaded_bytes, total_bytes| {
@@ -251,6 +259,18 @@ fn form<B: Backend>(
             }
         }
     };
+    let mut collective = match nccl {
+        true => backend.join_nccl(collective, cancelled.clone())?,
+        false => collective,
+    };
+    exec::record(
+        backend,
+        &mut loaded.shard,
+        &mut loaded.activations,
+        max_decoding,
+        collective.as_mut(),
+    )
+    .map_err(Box::new)?;
     let running = Running {
         epoch,
         collective: Timed {
@@ -352,6 +372,18 @@ impl Collective for Timed {
 
     fn all_reduce_sum(&mut self, data: CollectiveBuffer<'_>) -> Result<(), CollectiveError> {
         self.time(|inner| inner.all_reduce_sum(data))
+    }
+
+    fn takes_device(&self) -> bool {
+        self.inner.takes_device()
+    }
+
+    fn expect_device_sums(&mut self) -> Result<(), CollectiveError> {
+        self.inner.expect_device_sums()
+    }
+
+    fn settle(&mut self) -> Result<(), CollectiveError> {
+        self.inner.settle()
     }
 
     fn gather_to_root(&mut self, data: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {

@@ -3,7 +3,7 @@
 use secondwind_kernels::KernelError;
 
 use crate::{
-    backend::{AttentionShape, Backend, HeadNorms},
+    backend::{AttentionShape, Backend, Check, HeadNorms, LinearJob, NonFinite},
     batch::Batch,
     collective::{Collective, CollectiveError},
     shard::{AttentionShard, LayerShard, MlpShard, Shard},
@@ -92,6 +92,21 @@ impl ExecError {
 /// The operation whose rows are logit rows.
 const LM_HEAD: &str = "lm_head";
 
+/// Operations of a layer whose outputs are checked.
+const LAYER_OPS: [&str; 11] = [
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.softmax",
+    "attention.output",
+    "attention.add",
+    "mlp.gate",
+    "mlp.up",
+    "mlp.silu",
+    "mlp.down",
+    "mlp.add",
+];
+
 /// Where in the model something happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -99,6 +114,36 @@ pub struct Place {
     pub layer: Option<usize>,
     /// The operation.
     pub op: &'static str,
+}
+
+impl Place {
+    /// The number under which the operation's output is checked: they rise through a step, and 0
+    /// stands for what comes after the last layer.
+    fn check(self, layers: usize) -> Check {
+        let op = LAYER_OPS.iter().position(|op| *op == self.op);
+        match (self.layer, op) {
+            (Some(layer), Some(op)) => (layer * LAYER_OPS.len() + op) as Check,
+            _ => (layers * LAYER_OPS.len()) as Check,
+        }
+    }
+
+    /// What [`Place::check`] numbered.
+    fn of_check(check: Check, layers: usize) -> Self {
+        let (layer, op) = (
+            check as usize / LAYER_OPS.len(),
+            check as usize % LAYER_OPS.len(),
+        );
+        match layer < layers {
+            true => Self {
+                layer: Some(layer),
+                op: LAYER_OPS[op],
+            },
+            false => Self {
+                layer: None,
+                op: LM_HEAD,
+            },
+        }
+    }
 }
 
 impl std::fmt::Display for Place {
@@ -121,42 +166,81 @@ pub fn forward<B: Backend>(
     batch: &Batch,
     collective: &mut dyn Collective,
 ) -> Result<(), ExecError> {
-    let tokens = batch.tokens.len();
-    if tokens == 0 {
+    if batch.tokens.is_empty() {
         return Ok(());
     }
-    let mut pass = Pass {
-        backend,
-        collective,
-        tokens,
-        hidden: shard.hidden_size,
-        eps: shard.rms_norm_eps,
-        layer: None,
+    let stopped = Pass::new(backend, shard, batch, collective).step(shard, activations, batch);
+    match stopped {
+        Ok(()) => Ok(()),
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::NonFinite(found)) => {
+            let place = Place::of_check(found.check, shard.layers.len());
+            let width = width_of(shard, place);
+            Err(ExecError::NonFinite {
+                place,
+                row: found.element / width,
+                index: found.element % width,
+            })
+        }
+    }
+}
+
+/// Runs every size of decoding step once, records it and replays it, so that nothing is left to be
+/// made or loaded when the first real step comes. All ranks do so in the same order.
+///
+/// # Errors
+/// Names layer and operation.
+pub fn record<B: Backend>(
+    backend: &mut B,
+    shard: &mut Shard<B>,
+    activations: &mut Activations<B>,
+    max_tokens: usize,
+    collective: &mut dyn Collective,
+) -> Result<(), ExecError> {
+    backend.forget_recordings();
+    if collective.world_size() > 1 && !collective.takes_device() {
+        // A sum over the host cannot be recorded.
+        return Ok(());
+    }
+    for tokens in 1..=max_tokens.min(backend.recorded_tokens()) {
+        let batch = Batch::blank(tokens);
+        forward(backend, shard, activations, &batch, collective)?;
+        let mut pass = Pass::new(backend, shard, &batch, collective);
+        pass.run("record", B::start_recording)?;
+        let given = pass.give(shard, activations, &batch);
+        pass.run("record", |backend| backend.finish_recording(tokens))?;
+        if let Err(Stop::Failed(error)) = given {
+            return Err(error);
+        }
+        forward(backend, shard, activations, &batch, collective)?;
+    }
+    Ok(())
+}
+
+/// Columns of a checked operation's output.
+fn width_of<B: Backend>(shard: &Shard<B>, place: Place) -> usize {
+    let Some(layer) = place.layer.and_then(|layer| shard.layers.get(layer)) else {
+        return shard.vocab.len();
     };
-    pass.run("begin", |backend| backend.begin(batch))?;
-    let first_id = shard.vocab.start as u32;
-    pass.run("embed", |backend| {
-        backend.embed(&shard.embedding, first_id, &mut activations.residual)
-    })?;
-    pass.all_reduce("embed", &mut activations.residual)?;
-    for (index, layer) in shard.layers.iter_mut().enumerate() {
-        pass.layer = Some(index);
-        pass.layer(layer, activations)?;
+    let attention = &layer.attention;
+    match place.op {
+        "attention.query" | "attention.softmax" => attention.query_heads * attention.head_dim,
+        "attention.key" | "attention.value" => attention.kv_heads * attention.head_dim,
+        "mlp.gate" | "mlp.up" | "mlp.silu" => layer.mlp.width,
+        _ => shard.hidden_size,
     }
-    pass.layer = None;
-    if batch.logit_tokens.is_empty() {
-        return Ok(());
+}
+
+/// Why a pass ended early.
+enum Stop {
+    Failed(ExecError),
+    NonFinite(NonFinite),
+}
+
+impl From<ExecError> for Stop {
+    fn from(error: ExecError) -> Self {
+        Self::Failed(error)
     }
-    let a = activations;
-    pass.norm("final_norm", &a.residual, &shard.final_norm, &mut a.normed)?;
-    let rows = batch.logit_tokens.len();
-    pass.run("take_logit_tokens", |backend| {
-        backend.take_logit_tokens(&a.normed, shard.hidden_size, &mut a.partial_sum)
-    })?;
-    pass.run(LM_HEAD, |backend| {
-        backend.linear(&shard.lm_head, &a.partial_sum, rows, &mut a.logits)
-    })?;
-    pass.finite(LM_HEAD, &a.logits, rows, shard.vocab.len())
 }
 
 struct Pass<'a, B: Backend> {
@@ -165,59 +249,125 @@ struct Pass<'a, B: Backend> {
     tokens: usize,
     hidden: usize,
     eps: f32,
+    layers: usize,
     layer: Option<usize>,
 }
 
-impl<B: Backend> Pass<'_, B> {
-    fn layer(
+impl<'a, B: Backend> Pass<'a, B> {
+    fn new(
+        backend: &'a mut B,
+        shard: &Shard<B>,
+        batch: &Batch,
+        collective: &'a mut dyn Collective,
+    ) -> Self {
+        Self {
+            backend,
+            collective,
+            tokens: batch.tokens.len(),
+            hidden: shard.hidden_size,
+            eps: shard.rms_norm_eps,
+            layers: shard.layers.len(),
+            layer: None,
+        }
+    }
+
+    fn step(
         &mut self,
-        layer: &mut LayerShard<B>,
+        shard: &mut Shard<B>,
         a: &mut Activations<B>,
-    ) -> Result<(), ExecError> {
-        self.norm("input_norm", &a.residual, &layer.input_norm, &mut a.normed)?;
-        self.attention(&mut layer.attention, a)?;
+        batch: &Batch,
+    ) -> Result<(), Stop> {
+        self.run("begin", |backend| backend.begin(batch))?;
+        let tokens = self.tokens;
+        if batch.is_decoding() {
+            let place = self.place("replay");
+            self.collective
+                .expect_device_sums()
+                .map_err(|source| ExecError::Collective { place, source })?;
+            if self.run("replay", |backend| backend.replay(tokens))? {
+                return self.settle(true);
+            }
+        }
+        self.give(shard, a, batch)?;
+        self.settle(true)
+    }
+
+    /// Gives the device everything between the batch's arrays and the logits.
+    fn give(
+        &mut self,
+        shard: &mut Shard<B>,
+        a: &mut Activations<B>,
+        batch: &Batch,
+    ) -> Result<(), Stop> {
+        let first_id = shard.vocab.start as u32;
+        self.run("embed", |backend| {
+            backend.embed(&shard.embedding, first_id, &mut a.residual)
+        })?;
+        self.all_reduce("embed", &mut a.residual)?;
+        for (index, layer) in shard.layers.iter_mut().enumerate() {
+            self.layer = Some(index);
+            self.layer(layer, a)?;
+        }
+        // Rows are taken before lm_head reads them, so it is no reader of what this leaves.
+        self.add_norm("mlp.add", true, &shard.final_norm, a, &[])?;
+        self.layer = None;
+        let rows = batch.logit_tokens.len();
+        if rows > 0 {
+            self.run("take_logit_tokens", |backend| {
+                backend.take_logit_tokens(&a.normed, shard.hidden_size, &mut a.partial_sum)
+            })?;
+            let check = self.check(LM_HEAD);
+            let job = LinearJob {
+                weights: &shard.lm_head,
+                out: &mut a.logits,
+                check,
+            };
+            self.run(LM_HEAD, |backend| {
+                backend.linears(&a.partial_sum, rows, &mut [job])
+            })?;
+        }
+        Ok(())
+    }
+
+    fn layer(&mut self, layer: &mut LayerShard<B>, a: &mut Activations<B>) -> Result<(), Stop> {
+        let attention = &mut layer.attention;
+        // The residual takes in the layer before only now, with the norm that reads it.
+        let before = self.layer.and_then(|layer| layer.checked_sub(1));
+        let this = std::mem::replace(&mut self.layer, before);
+        let readers = [&attention.query, &attention.key, &attention.value];
+        self.add_norm("mlp.add", before.is_some(), &layer.input_norm, a, &readers)?;
+        self.layer = this;
+        self.attention(attention, a)?;
         self.all_reduce("attention.output", &mut a.partial_sum)?;
-        self.add_delta("attention.add", a)?;
-        self.norm(
-            "post_attention_norm",
-            &a.residual,
+        let readers = [&layer.mlp.gate, &layer.mlp.up];
+        self.add_norm(
+            "attention.add",
+            true,
             &layer.post_attention_norm,
-            &mut a.normed,
+            a,
+            &readers,
         )?;
         self.mlp(&layer.mlp, a)?;
-        self.all_reduce("mlp.down", &mut a.partial_sum)?;
-        self.add_delta("mlp.add", a)
+        Ok(self.all_reduce("mlp.down", &mut a.partial_sum)?)
     }
 
     fn attention(
         &mut self,
         attention: &mut AttentionShard<B>,
         a: &mut Activations<B>,
-    ) -> Result<(), ExecError> {
-        let head_dim = attention.head_dim;
-        let (queries, keys) = (
-            attention.query_heads * head_dim,
-            attention.kv_heads * head_dim,
-        );
-        self.linear(
-            "attention.query",
-            &attention.query,
+    ) -> Result<(), Stop> {
+        self.linears(
             &a.normed,
-            &mut a.query,
-            queries,
-        )?;
-        self.linear("attention.key", &attention.key, &a.normed, &mut a.key, keys)?;
-        self.linear(
-            "attention.value",
-            &attention.value,
-            &a.normed,
-            &mut a.value,
-            keys,
+            [
+                ("attention.query", &attention.query, &mut a.query),
+                ("attention.key", &attention.key, &mut a.key),
+                ("attention.value", &attention.value, &mut a.value),
+            ],
         )?;
         let shape = AttentionShape {
             query_heads: attention.query_heads,
             kv_heads: attention.kv_heads,
-            head_dim,
+            head_dim: attention.head_dim,
             kv_head_of_query_head: &attention.kv_head_of_query_head,
         };
         let norms = attention.head_norms.as_ref().map(|(query, key)| HeadNorms {
@@ -229,65 +379,65 @@ impl<B: Backend> Pass<'_, B> {
         self.run("attention.rotate", |backend| {
             backend.rotate_and_cache(&mut a.query, &mut a.key, &a.value, norms, &shape, cache)
         })?;
+        let check = self.check("attention.softmax");
         self.run("attention.softmax", |backend| {
-            backend.attention(&a.query, cache, &shape, &mut a.attention)
+            backend.attention(&a.query, cache, &shape, &mut a.attention, check)
         })?;
-        self.finite("attention.softmax", &a.attention, self.tokens, queries)?;
-        self.linear(
-            "attention.output",
-            &attention.output,
+        self.settle(false)?;
+        self.linears(
             &a.attention,
-            &mut a.partial_sum,
-            self.hidden,
+            [("attention.output", &attention.output, &mut a.partial_sum)],
         )
     }
 
-    fn mlp(&mut self, mlp: &MlpShard<B>, a: &mut Activations<B>) -> Result<(), ExecError> {
-        self.linear("mlp.gate", &mlp.gate, &a.normed, &mut a.gate, mlp.width)?;
-        self.linear("mlp.up", &mlp.up, &a.normed, &mut a.up, mlp.width)?;
+    fn mlp(&mut self, mlp: &MlpShard<B>, a: &mut Activations<B>) -> Result<(), Stop> {
+        self.linears(
+            &a.normed,
+            [
+                ("mlp.gate", &mlp.gate, &mut a.gate),
+                ("mlp.up", &mlp.up, &mut a.up),
+            ],
+        )?;
+        let check = self.check("mlp.silu");
         self.run("mlp.silu", |backend| {
-            backend.silu_mul(&mut a.gate, &a.up, mlp.width)
+            backend.silu_mul(&mut a.gate, &a.up, mlp.width, &mlp.down, check)
         })?;
-        self.finite("mlp.silu", &a.gate, self.tokens, mlp.width)?;
-        self.linear(
-            "mlp.down",
-            &mlp.down,
-            &a.gate,
-            &mut a.partial_sum,
-            self.hidden,
-        )
+        self.settle(false)?;
+        self.linears(&a.gate, [("mlp.down", &mlp.down, &mut a.partial_sum)])
     }
 
-    fn linear(
+    /// Products of one x: (operation, weights, output).
+    fn linears<const N: usize>(
         &mut self,
-        op: &'static str,
-        weights: &B::Linear,
         x: &B::Buffer,
-        out: &mut B::Buffer,
-        width: usize,
-    ) -> Result<(), ExecError> {
-        let tokens = self.tokens;
-        self.run(op, |backend| backend.linear(weights, x, tokens, out))?;
-        self.finite(op, out, tokens, width)
+        products: [(&'static str, &B::Linear, &mut B::Buffer); N],
+    ) -> Result<(), Stop> {
+        let (tokens, first) = (self.tokens, products[0].0);
+        let mut jobs = products.map(|(op, weights, out)| LinearJob {
+            weights,
+            out,
+            check: self.check(op),
+        });
+        self.run(first, |backend| backend.linears(x, tokens, &mut jobs))?;
+        self.settle(false)
     }
 
-    fn norm(
+    fn add_norm(
         &mut self,
         op: &'static str,
-        x: &B::Buffer,
+        add: bool,
         weight: &B::Buffer,
-        out: &mut B::Buffer,
-    ) -> Result<(), ExecError> {
+        a: &mut Activations<B>,
+        readers: &[&B::Linear],
+    ) -> Result<(), Stop> {
         let (hidden, eps) = (self.hidden, self.eps);
-        self.run(op, |backend| backend.rms_norm(x, weight, hidden, eps, out))
-    }
-
-    fn add_delta(&mut self, op: &'static str, a: &mut Activations<B>) -> Result<(), ExecError> {
-        let hidden = self.hidden;
+        let check = self.check(op);
         self.run(op, |backend| {
-            backend.add(&mut a.residual, &a.partial_sum, hidden)
+            let delta = add.then_some(&a.partial_sum);
+            let (residual, out) = (&mut a.residual, &mut a.normed);
+            backend.add_norm(residual, delta, weight, hidden, eps, out, readers, check)
         })?;
-        self.finite(op, &a.residual, self.tokens, hidden)
+        self.settle(false)
     }
 
     fn all_reduce(&mut self, op: &'static str, buffer: &mut B::Buffer) -> Result<(), ExecError> {
@@ -297,21 +447,19 @@ impl<B: Backend> Pass<'_, B> {
             .map_err(|source| ExecError::Collective { place, source })
     }
 
-    fn finite(
-        &mut self,
-        op: &'static str,
-        buffer: &B::Buffer,
-        rows: usize,
-        width: usize,
-    ) -> Result<(), ExecError> {
-        let found = self.run(op, |backend| backend.first_non_finite(buffer, rows * width))?;
+    /// Stops if something is known not to be finite; `wait` until all is known.
+    fn settle(&mut self, wait: bool) -> Result<(), Stop> {
+        let found = self.run("check", |backend| backend.non_finite(wait))?;
+        if wait {
+            // What a broken sum left behind is garbage, and says nothing about the model.
+            let place = self.place("all_reduce");
+            self.collective
+                .settle()
+                .map_err(|source| ExecError::Collective { place, source })?;
+        }
         match found {
             None => Ok(()),
-            Some(at) => Err(ExecError::NonFinite {
-                place: self.place(op),
-                row: at / width,
-                index: at % width,
-            }),
+            Some(found) => Err(Stop::NonFinite(found)),
         }
     }
 
@@ -322,6 +470,10 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<T, ExecError> {
         let place = self.place(op);
         run(self.backend).map_err(|source| ExecError::Op { place, source })
+    }
+
+    fn check(&self, op: &'static str) -> Check {
+        self.place(op).check(self.layers)
     }
 
     fn place(&self, op: &'static str) -> Place {

@@ -14,10 +14,11 @@
 //!
 //! Invariants: steps of an epoch are executed in order and without gaps; after load no step allocates
 //! on the device; a value that is not finite ends the step and never becomes a token.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // collective/nccl.rs calls a C library and allows it.
 
 pub mod backend;
 pub mod batch;
+pub mod bench;
 mod capabilities;
 pub mod collective;
 pub mod engine;
@@ -28,6 +29,6 @@ pub mod sampler;
 pub mod session;
 pub mod shard;
 
-pub use capabilities::measure;
+pub use capabilities::{measure_cpu, measure_cuda};
 pub use collective::local::LocalHub;
 pub use run::{Device, WorkerConfig, WorkerError, run};

@@ -1,27 +1,30 @@
 //! A plan's slices from disk into the device's layout, piece by piece: no tensor is ever held twice.
 
 mod assemble;
+mod random;
 mod read;
 
 use std::collections::BTreeSet;
 
 use half::f16;
-use secondwind_kernels::KernelError;
+use secondwind_kernels::{KernelError, select::Precision};
 use secondwind_model::{
     checkpoint::Checkpoint,
     error::{CheckpointError, GptqError},
     gptq,
-    modules::{DType, GptqFormat, LinearModule, LinearRole, PlainRole, WeightFormat},
-    plan::{ModelShape, ShardPlan},
+    modules::{DType, GptqFormat, LinearModule, WeightFormat},
+    plan::{self as model, ModelShape, ShardPlan, logit_rows},
     slices::{ModuleSlice, SliceKind, TensorPart, slices},
 };
 
 use crate::{
-    backend::{Backend, QuantShape},
-    exec::Activations,
-    shard::Shard,
+    backend::{Backend, QuantShape, StepLimits, largest_group},
+    collective::CollectiveError,
+    exec::{Activations, ExecError},
+    shard::{AttentionShard, Shard},
 };
 use assemble::{ModelParts, activations, assemble, set_rotary};
+pub use random::random;
 use read::Reader;
 
 /// A rank's part, ready to run.
@@ -82,6 +85,12 @@ pub enum LoadError {
         /// What is missing or wrong.
         what: String,
     },
+    /// The first steps failed.
+    #[error("trying out steps: {0}")]
+    Exec(#[from] Box<ExecError>),
+    /// The ranks did not come together.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
     /// The epoch ended while loading.
     #[error("the epoch ended while loading")]
     Cancelled,
@@ -103,6 +112,7 @@ pub fn load<B: Backend>(
     plan.check(&shape).map_err(|error| LoadError::Plan {
         what: error.to_string(),
     })?;
+    backend.set_precision(precision(plan));
     let slices = slices(&shape, plan, rank);
     let reader = Reader::new(checkpoint, &slices, &mut progress)?;
     let mut loader = Loader {
@@ -119,16 +129,71 @@ pub fn load<B: Backend>(
     }
     let choices = std::mem::take(&mut loader.choices);
     loader.reader.finish();
-    let shard = assemble(backend, &shape, plan, rank, parts)?;
+    complete(backend, &shape, plan, rank, parts, choices)
+}
+
+/// Cache, tables and buffers around the weights.
+fn complete<B: Backend>(
+    backend: &mut B,
+    shape: &ModelShape,
+    plan: &ShardPlan,
+    rank: usize,
+    parts: ModelParts<B>,
+    choices: BTreeSet<String>,
+) -> Result<Parts<B>, LoadError> {
+    let shard = assemble(backend, shape, plan, rank, parts)?;
     set_rotary(backend, &shape.config, plan.settings.max_context_tokens)?;
-    let activations = activations(backend, &shape, plan, rank)?;
+    backend.prepare(&limits(plan, &shard))?;
+    let activations = activations(backend, shape, plan, rank)?;
     let mut choices: Vec<String> = choices.into_iter().collect();
-    choices.push(backend.attention_choice());
+    let head_dims: BTreeSet<usize> = shard
+        .layers
+        .iter()
+        .map(|layer| layer.attention.head_dim)
+        .collect();
+    choices.extend(
+        head_dims
+            .into_iter()
+            .map(|size| backend.attention_choice(size, plan.settings.kv_dtype)),
+    );
     Ok(Parts {
         shard,
         activations,
         choices,
     })
+}
+
+fn precision(plan: &ShardPlan) -> Precision {
+    match plan.settings.precision {
+        model::Precision::Exact => Precision::Exact,
+        model::Precision::Fast => Precision::Fast,
+    }
+}
+
+/// The largest step that the plan allows this shard.
+fn limits<B: Backend>(plan: &ShardPlan, shard: &Shard<B>) -> StepLimits {
+    let most = |of: fn(&AttentionShard<B>) -> usize| {
+        shard
+            .layers
+            .iter()
+            .map(|layer| of(&layer.attention))
+            .max()
+            .unwrap_or(0)
+    };
+    let settings = &plan.settings;
+    StepLimits {
+        tokens: settings.max_step_tokens,
+        rows: settings.max_sequences,
+        context: settings.max_context_tokens,
+        block_tokens: settings.block_tokens,
+        hidden: shard.hidden_size,
+        logit_rows: logit_rows(settings),
+        vocab: shard.vocab.len(),
+        query_heads: most(|attention| attention.query_heads),
+        kv_heads: most(|attention| attention.kv_heads),
+        largest_group: most(|attention| largest_group(&attention.kv_head_of_query_head)),
+        head_dim: most(|attention| attention.head_dim),
+    }
 }
 
 struct Loader<'a, 'r, B: Backend> {
@@ -144,14 +209,7 @@ impl<B: Backend> Loader<'_, '_, B> {
             SliceKind::Norm { layer, role } => {
                 let weights = self.reader.floats(slice, TensorPart::Weight)?;
                 let buffer = self.backend.upload(&weights)?;
-                let place = match (layer.and_then(|layer| parts.layers.get_mut(layer)), role) {
-                    (Some(layer), PlainRole::InputNorm) => &mut layer.input_norm,
-                    (Some(layer), PlainRole::PostAttentionNorm) => &mut layer.post_attention_norm,
-                    (Some(layer), PlainRole::QueryNorm) => &mut layer.query_norm,
-                    (Some(layer), PlainRole::KeyNorm) => &mut layer.key_norm,
-                    (None, PlainRole::FinalNorm) => &mut parts.final_norm,
-                    _ => return Err(unplaced(slice)),
-                };
+                let place = parts.norm(layer, role).ok_or_else(|| unplaced(slice))?;
                 *place = Some(buffer);
             }
             SliceKind::Embedding if self.shape.shares_embedding() => {
@@ -178,16 +236,9 @@ impl<B: Backend> Loader<'_, '_, B> {
                     WeightFormat::Gptq(format) => self.quantised(slice, module, format)?,
                 };
                 self.note(&linear);
-                let place = match (
-                    role,
-                    module.layer.and_then(|layer| parts.layers.get_mut(layer)),
-                ) {
-                    (LinearRole::LmHead, _) => &mut parts.lm_head,
-                    (role, Some(layer)) => place_of(role)
-                        .map(|place| &mut layer.linears[place])
-                        .ok_or_else(|| unplaced(slice))?,
-                    _ => return Err(unplaced(slice)),
-                };
+                let place = parts
+                    .linear(module.layer, role)
+                    .ok_or_else(|| unplaced(slice))?;
                 *place = Some(linear);
             }
         }
@@ -292,20 +343,6 @@ impl<B: Backend> Loader<'_, '_, B> {
 
     fn note(&mut self, linear: &B::Linear) {
         self.choices.extend(self.backend.linear_choices(linear));
-    }
-}
-
-/// Order of a layer's linears in [`LayerParts`].
-fn place_of(role: LinearRole) -> Option<usize> {
-    match role {
-        LinearRole::Query => Some(0),
-        LinearRole::Key => Some(1),
-        LinearRole::Value => Some(2),
-        LinearRole::Output => Some(3),
-        LinearRole::Gate => Some(4),
-        LinearRole::Up => Some(5),
-        LinearRole::Down => Some(6),
-        LinearRole::LmHead => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     str::FromStr,
     sync::{Arc, mpsc},
     thread,
@@ -11,6 +12,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use secondwind_kernels::{
     KernelError,
+    cuda::{self, Arch, PackSource},
     select::{AttentionPath, LinearPath},
 };
 use secondwind_model::{
@@ -25,11 +27,12 @@ use tokio::{
 use tonic::transport::{Endpoint, Server, server::TcpIncoming};
 
 use crate::{
-    backend::CpuBackend,
+    backend::{Backend, CpuBackend, CudaBackend},
     capabilities,
     collective::{
         grpc::{PeerHub, chain},
         local::LocalHub,
+        nccl::Nccl,
     },
     engine::{self, Event, Order},
     session::{Ended, Meetings, Session},
@@ -43,6 +46,8 @@ const REDIAL: Duration = Duration::from_millis(500);
 pub enum Device {
     /// The host's processor.
     Cpu,
+    /// An NVIDIA card, by the number that the driver gives it.
+    Cuda(usize),
 }
 
 impl FromStr for Device {
@@ -51,7 +56,14 @@ impl FromStr for Device {
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
             "cpu" => Ok(Self::Cpu),
-            other => Err(format!("device {other} is unknown; this build has cpu")),
+            other => {
+                let ordinal = other
+                    .strip_prefix("cuda:")
+                    .and_then(|number| number.parse().ok());
+                ordinal
+                    .map(Self::Cuda)
+                    .ok_or_else(|| format!("device {other} is not cpu or cuda:N"))
+            }
         }
     }
 }
@@ -65,6 +77,12 @@ pub struct WorkerConfig {
     pub model: String,
     /// What to compute on.
     pub device: Device,
+    /// Where a card's kernels come from.
+    pub kernels: PackSource,
+    /// Runs the code of an older architecture on the card.
+    pub arch_override: Option<Arch>,
+    /// NCCL by path instead of by name.
+    pub nccl_library: Option<PathBuf>,
     /// Threads of the kernels; `None` is one per core.
     pub threads: Option<usize>,
     /// Memory that plans may use; `None` is what the device has free.
@@ -138,12 +156,59 @@ pub async fn run(
     for warning in checkpoint.warnings() {
         tracing::warn!("{warning}");
     }
-    let threads = config.threads.unwrap_or_else(default_threads);
-    let backend = CpuBackend::new(threads, config.linear_path, config.attention_path)?;
-    let mut capabilities = match config.capabilities.clone() {
-        Some(capabilities) => capabilities,
-        None => capabilities::measure(&checkpoint.shape()?, threads, config.linear_path)?,
-    };
+    let shape = checkpoint.shape()?;
+    match config.device {
+        Device::Cpu => {
+            let threads = config.threads.unwrap_or_else(default_threads);
+            let backend = CpuBackend::new(threads, config.linear_path, config.attention_path)?;
+            let capabilities = match config.capabilities.clone() {
+                Some(capabilities) => capabilities,
+                None => capabilities::measure_cpu(&shape, threads, config.linear_path)?,
+            };
+            attach(
+                config,
+                checkpoint,
+                backend,
+                capabilities,
+                String::new(),
+                shutdown,
+            )
+            .await
+        }
+        Device::Cuda(ordinal) => {
+            let note = |text: String| tracing::info!("{text}");
+            let device = cuda::Device::open(ordinal, config.arch_override, &config.kernels, note)
+                .map_err(KernelError::from)?;
+            let capabilities = match config.capabilities.clone() {
+                Some(capabilities) => capabilities,
+                None => capabilities::measure_cuda(&shape, &device, config.linear_path)?,
+            };
+            let nccl = match Nccl::open(config.nccl_library.as_deref()) {
+                Ok(nccl) => Some(Arc::new(nccl)),
+                Err(error) => {
+                    tracing::info!("groups of several ranks will sum over gRPC: {error}");
+                    None
+                }
+            };
+            let version = nccl
+                .as_ref()
+                .map_or_else(String::new, |nccl| nccl.version());
+            let (linear, attention) = (config.linear_path, config.attention_path);
+            let backend = CudaBackend::new(device, linear, attention, nccl)?;
+            attach(config, checkpoint, backend, capabilities, version, shutdown).await
+        }
+    }
+}
+
+/// Serves one backend until `shutdown`.
+async fn attach<B: Backend + Send + 'static>(
+    config: WorkerConfig,
+    checkpoint: Arc<Checkpoint>,
+    backend: B,
+    mut capabilities: Capabilities,
+    nccl_version: String,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
     if let Some(bytes) = config.memory_bytes {
         capabilities.usable_bytes = bytes;
     }
@@ -162,6 +227,7 @@ pub async fn run(
             .local_hub
             .as_ref()
             .map_or_else(String::new, |hub| hub.name().to_owned()),
+        nccl_version,
     };
 
     let (orders, order_queue) = mpsc::channel::<Order>();

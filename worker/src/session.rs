@@ -85,6 +85,7 @@ struct Epoch {
 
 struct Met {
     collective: Box<dyn Collective>,
+    nccl: bool,
     abort: Option<Abort>,
     rank: usize,
     plan: ShardPlan,
@@ -201,6 +202,7 @@ impl Session<'_> {
                     plan: met.plan,
                     plan_digest: met.plan_digest,
                     collective: met.collective,
+                    nccl: met.nccl,
                     cancelled: epoch.cancelled.clone(),
                 })));
             }
@@ -324,7 +326,8 @@ async fn meet(form: v1::Form, meetings: Meetings) -> Result<Met, String> {
     if rank >= world {
         return Err(format!("rank {rank} is outside a plan of {world} ranks"));
     }
-    if kind == v1::CollectiveKind::Grpc && form.peers.len() != world {
+    let over_grpc = matches!(kind, v1::CollectiveKind::Grpc | v1::CollectiveKind::Nccl);
+    if over_grpc && form.peers.len() != world {
         return Err(format!(
             "{} peer addresses came for {world} ranks",
             form.peers.len()
@@ -336,7 +339,7 @@ async fn meet(form: v1::Form, meetings: Meetings) -> Result<Met, String> {
             hub.meet(form.epoch, world, rank, COLLECTIVE_DEADLINE)
                 .ok_or("this rank's place in the process is taken")?,
         ),
-        (v1::CollectiveKind::Grpc, Meetings::Grpc(hub)) => {
+        (v1::CollectiveKind::Grpc | v1::CollectiveKind::Nccl, Meetings::Grpc(hub)) => {
             let meeting = Meeting {
                 epoch: form.epoch,
                 token: &form.token,
@@ -360,6 +363,7 @@ async fn meet(form: v1::Form, meetings: Meetings) -> Result<Met, String> {
     };
     Ok(Met {
         collective,
+        nccl: kind == v1::CollectiveKind::Nccl,
         abort,
         rank,
         plan,

@@ -62,6 +62,17 @@ pub enum Message {
     },
 }
 
+/// How ranks exchange activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collective {
+    /// In memory within one process, else over NCCL if every rank has the same, else over gRPC.
+    Auto,
+    /// Over NCCL, or not at all.
+    Nccl,
+    /// Over gRPC, also within one process.
+    Grpc,
+}
+
 /// What a group must be.
 #[derive(Clone, Debug)]
 pub struct MembershipSettings {
@@ -73,8 +84,8 @@ pub struct MembershipSettings {
     pub checkpoint_digest: String,
     /// A member that says nothing for this long is gone.
     pub silence: Duration,
-    /// Ranks of one process may meet in memory.
-    pub allow_local: bool,
+    /// What was asked for.
+    pub collective: Collective,
 }
 
 /// The actor that owns members and the current epoch.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use secondwind_model::{
-    plan::{KvDType, PlanSettings, ShardPlan},
+    plan::{KvDType, PlanSettings, Precision, ShardPlan},
     step::{RowResult, Sampling, Step, StepResult, TokenLogprobs},
 };
 use secondwind_proto::v1;
@@ -106,6 +106,7 @@ fn plan(kv_blocks: usize) -> Arc<ShardPlan> {
             max_logit_rows: 64,
             block_tokens: 16,
             kv_dtype: KvDType::F32,
+            precision: Precision::Exact,
             memory_reserve_bytes: 0,
             forced_split: None,
         },

@@ -24,6 +24,7 @@ mod rows;
 pub use bytes::{QuantBytes, dense_bytes, quant_bytes};
 pub use dense::DenseBuilder;
 pub(crate) use dense::check_covered;
+pub(crate) use quant::check_quant;
 pub use quant::{QuantBuilder, QuantSpec};
 pub(crate) use rows::{RowOrder, SEGMENT_ROWS};
 

@@ -46,6 +46,74 @@ pub struct QuantBuilder {
     written: Vec<bool>,
 }
 
+/// Refuses a layer whose parts do not fit each other.
+///
+/// # Errors
+/// As [`QuantBuilder::new`].
+pub(crate) fn check_quant(spec: &QuantSpec<'_>) -> Result<(), KernelError> {
+    const OP: &str = "quantised weights";
+    let QuantSpec {
+        bits,
+        k,
+        n,
+        group_of_row,
+        scales,
+        zeros,
+        bias,
+    } = *spec;
+    expect_shape(OP, "bits", matches!(bits, 2 | 3 | 4 | 8), || {
+        format!("is {bits}, must be 2, 3, 4 or 8")
+    })?;
+    expect_shape(OP, "shape", k > 0 && n > 0, || {
+        format!("({k}, {n}) is empty")
+    })?;
+    expect_length(OP, "group_of_row", k, group_of_row.len())?;
+    expect_shape(OP, "scales", scales.len().is_multiple_of(n), || {
+        format!(
+            "has {} elements, must be a multiple of n = {n}",
+            scales.len()
+        )
+    })?;
+    expect_length(OP, "zeros", scales.len(), zeros.len())?;
+    if let Some(bias) = bias {
+        expect_length(OP, "bias", n, bias.len())?;
+    }
+    let groups = scales.len() / n;
+    if let Some(position) = group_of_row
+        .iter()
+        .position(|&group| group as usize >= groups)
+    {
+        let index = group_of_row[position] as usize;
+        let tensor = "group_of_row";
+        return Err(KernelError::Index {
+            op: OP,
+            tensor,
+            position,
+            index,
+            limit: groups,
+        });
+    }
+    if let Some(position) = scales.iter().position(|scale| !scale.is_finite()) {
+        return Err(KernelError::NonFinite {
+            op: OP,
+            tensor: "scales",
+            position,
+        });
+    }
+    let limit = (1usize << bits) + 1;
+    if let Some(position) = zeros.iter().position(|&zero| usize::from(zero) >= limit) {
+        let index = usize::from(zeros[position]);
+        return Err(KernelError::Index {
+            op: OP,
+            tensor: "zeros",
+            position,
+            index,
+            limit,
+        });
+    }
+    Ok(())
+}
+
 /// Source rows of the (up to 8) values that one call writes into one unit.
 struct UnitSources {
     unit: usize,
@@ -64,7 +132,7 @@ impl QuantBuilder {
     /// Bits other than 2, 3, 4, 8, an empty shape, buffers of the wrong length, a group outside
     /// `scales`, a zero point above `2^bits`, or a scale that is not finite.
     pub fn new(spec: QuantSpec<'_>) -> Result<Self, KernelError> {
-        const OP: &str = "quantised weights";
+        check_quant(&spec)?;
         let QuantSpec {
             bits,
             k,
@@ -74,57 +142,6 @@ impl QuantBuilder {
             zeros,
             bias,
         } = spec;
-        expect_shape(OP, "bits", matches!(bits, 2 | 3 | 4 | 8), || {
-            format!("is {bits}, must be 2, 3, 4 or 8")
-        })?;
-        expect_shape(OP, "shape", k > 0 && n > 0, || {
-            format!("({k}, {n}) is empty")
-        })?;
-        expect_length(OP, "group_of_row", k, group_of_row.len())?;
-        expect_shape(OP, "scales", scales.len().is_multiple_of(n), || {
-            format!(
-                "has {} elements, must be a multiple of n = {n}",
-                scales.len()
-            )
-        })?;
-        expect_length(OP, "zeros", scales.len(), zeros.len())?;
-        if let Some(bias) = bias {
-            expect_length(OP, "bias", n, bias.len())?;
-        }
-        let groups = scales.len() / n;
-        if let Some(position) = group_of_row
-            .iter()
-            .position(|&group| group as usize >= groups)
-        {
-            let index = group_of_row[position] as usize;
-            let tensor = "group_of_row";
-            return Err(KernelError::Index {
-                op: OP,
-                tensor,
-                position,
-                index,
-                limit: groups,
-            });
-        }
-        if let Some(position) = scales.iter().position(|scale| !scale.is_finite()) {
-            return Err(KernelError::NonFinite {
-                op: OP,
-                tensor: "scales",
-                position,
-            });
-        }
-        let limit = (1usize << bits) + 1;
-        if let Some(position) = zeros.iter().position(|&zero| usize::from(zero) >= limit) {
-            let index = usize::from(zeros[position]);
-            return Err(KernelError::Index {
-                op: OP,
-                tensor: "zeros",
-                position,
-                index,
-                limit,
-            });
-        }
-
         let rows = RowOrder::new(group_of_row);
         let run_groups: Vec<usize> = rows.runs.iter().map(|run| run.group as usize).collect();
         let centre = code_centre(bits) as u16;

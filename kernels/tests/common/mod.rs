@@ -34,15 +34,17 @@ impl Random {
 
 pub fn linear_paths() -> Vec<LinearPath> {
     LinearPath::ALL
-        .into_iter()
-        .filter(|path| path.isa().is_available())
+        .iter()
+        .copied()
+        .filter(|path| path.isa().is_some_and(CpuIsa::is_available))
         .collect()
 }
 
 pub fn attention_paths() -> Vec<AttentionPath> {
     AttentionPath::ALL
-        .into_iter()
-        .filter(|path| path.isa().is_available())
+        .iter()
+        .copied()
+        .filter(|path| path.isa().is_some_and(CpuIsa::is_available))
         .collect()
 }
 

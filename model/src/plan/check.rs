@@ -148,6 +148,13 @@ fn capabilities(rank: usize, worker: &Capabilities) -> Result<(), PlanError> {
                 return bad(field(name), value.to_string(), "is zero or absurd");
             }
         }
+        if !entry.scale_rows.is_multiple_of(4) || entry.scale_rows > 1 << 16 {
+            return bad(
+                field("scale_rows"),
+                entry.scale_rows.to_string(),
+                "is no multiple of 4, or absurd",
+            );
+        }
         if !positive(entry.bytes_per_weight) || entry.bytes_per_weight > 64.0 {
             return bad(
                 field("bytes_per_weight"),

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use super::{KvDType, LayerPlan, PlanSettings, RankMemory, RankPlan, ShardPlan};
+use super::{KvDType, LayerPlan, PlanSettings, Precision, RankMemory, RankPlan, ShardPlan};
 
 /// SHA-256, in lower-case hex, over the plan, the checkpoint digest and the program's version.
 ///
@@ -97,6 +97,7 @@ impl Writer {
             max_logit_rows,
             block_tokens,
             kv_dtype,
+            precision,
             memory_reserve_bytes,
             forced_split,
         } = settings;
@@ -112,6 +113,10 @@ impl Writer {
         self.integer(match kv_dtype {
             KvDType::F32 => 0,
             KvDType::F16 => 1,
+        });
+        self.integer(match precision {
+            Precision::Exact => 0,
+            Precision::Fast => 1,
         });
         self.integer(*memory_reserve_bytes);
         let shares = forced_split.as_deref().unwrap_or_default();

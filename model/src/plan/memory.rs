@@ -48,7 +48,7 @@ impl LinearBytes {
 /// the module's bias: its own columns of it, or, of a row-parallel module, all of it.
 ///
 /// Quantised rows are stored as one run per group that the range touches, each padded to
-/// `row_multiple`, with one scale per touched group and column. Under act-order the worst case
+/// `row_multiple`, with one scale per touched group and column, or as [`Layout`] says. Under act-order the worst case
 /// counts: a cut of the rows touches every group, and each of their runs is short of a multiple by
 /// one row less than it.
 pub fn linear_bytes(
@@ -63,11 +63,15 @@ pub fn linear_bytes(
         return LinearBytes::default();
     }
     let padded_width = width.next_multiple_of(layout.column_multiple as u64);
-    let runs = runs(module, rows, layout.row_multiple);
+    let runs = runs(module, rows, layout);
     let weights = bytes_of(height, width, layout.bytes_per_weight);
-    let scales = bytes_of(runs.groups, width, layout.bytes_per_scale);
+    let per_scale = match &module.format {
+        WeightFormat::Gptq(format) if format.sym => layout.bytes_per_scale / 2.0,
+        _ => layout.bytes_per_scale,
+    };
+    let scales = bytes_of(runs.scales, width, per_scale);
     let padded = bytes_of(runs.padded_rows, padded_width, layout.bytes_per_weight)
-        .saturating_add(bytes_of(runs.groups, padded_width, layout.bytes_per_scale));
+        .saturating_add(bytes_of(runs.scales, padded_width, per_scale));
     let bias_bytes = if bias && module.bias {
         width * F32_BYTES
     } else {
@@ -87,37 +91,63 @@ pub fn linear_bytes(
 /// Rows of a module as stored: group runs.
 struct Runs {
     padded_rows: u64,
-    groups: u64,
+    /// Scales of a column.
+    scales: u64,
     indexed: bool,
 }
 
-fn runs(module: &LinearModule, rows: &Range<usize>, multiple: usize) -> Runs {
+fn runs(module: &LinearModule, rows: &Range<usize>, layout: &Layout) -> Runs {
+    let multiple = layout.row_multiple;
     let WeightFormat::Gptq(format) = &module.format else {
         return Runs {
             padded_rows: rows.len().next_multiple_of(multiple) as u64,
-            groups: 0,
+            scales: 0,
             indexed: false,
         };
     };
     let groups = groups_of(format, module.k, rows);
     let size = format.group_size.unwrap_or(module.k);
     let indexed = act_order(format);
-    let padded_rows = if indexed && *rows != (0..module.k) {
-        let worst = rows.len() + groups.len() * (multiple - 1);
-        worst.min(rows.len().saturating_mul(multiple))
-    } else if groups.len() == 1 {
-        rows.len().next_multiple_of(multiple)
-    } else {
-        let first = (groups.start + 1) * size - rows.start;
-        let last = rows.end - (groups.end - 1) * size;
-        first.next_multiple_of(multiple)
-            + (groups.len() - 2) * size.next_multiple_of(multiple)
-            + last.next_multiple_of(multiple)
+    let of = |padded, starts: &dyn Fn(usize) -> bool| {
+        Runs::of(padded, groups.len(), indexed, layout.scale_rows, starts)
     };
-    Runs {
-        padded_rows: padded_rows as u64,
-        groups: groups.len() as u64,
-        indexed,
+    if indexed && *rows != (0..module.k) {
+        let worst = rows.len() + groups.len() * (multiple - 1);
+        return of(worst.min(rows.len().saturating_mul(multiple)), &|_| false);
+    }
+    if groups.len() == 1 {
+        return of(rows.len().next_multiple_of(multiple), &|_| true);
+    }
+    let first = ((groups.start + 1) * size - rows.start).next_multiple_of(multiple);
+    let middle = size.next_multiple_of(multiple);
+    let last = (rows.end - (groups.end - 1) * size).next_multiple_of(multiple);
+    of(first + (groups.len() - 2) * middle + last, &|rows| {
+        first.is_multiple_of(rows) && (groups.len() == 2 || middle.is_multiple_of(rows))
+    })
+}
+
+impl Runs {
+    /// `starts` says whether every run starts at a multiple of so many rows.
+    fn of(
+        padded_rows: usize,
+        groups: usize,
+        indexed: bool,
+        scale_rows: usize,
+        starts: &dyn Fn(usize) -> bool,
+    ) -> Self {
+        let (padded_rows, scales) = match scale_rows {
+            0 => (padded_rows, groups),
+            _ => {
+                let parts = [1, 2].into_iter().find(|parts| starts(scale_rows / parts));
+                let blocks = padded_rows.div_ceil(scale_rows);
+                (blocks * scale_rows, blocks * parts.unwrap_or(4))
+            }
+        };
+        Self {
+            padded_rows: padded_rows as u64,
+            scales: scales as u64,
+            indexed,
+        }
     }
 }
 

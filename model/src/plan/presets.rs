@@ -105,6 +105,8 @@ pub struct PathFacts {
     pub column_multiple: usize,
     /// Rows of each group's run are padded to a multiple of this.
     pub row_multiple: usize,
+    /// See [`LinearCapability::scale_rows`].
+    pub scale_rows: usize,
     /// Bytes per scale plus its zero point.
     pub bytes_per_scale: f64,
     /// Scratch bytes per row.
@@ -223,6 +225,7 @@ impl CardPreset {
                     bytes_per_weight: facts.bytes_per_weight,
                     column_multiple: facts.column_multiple,
                     row_multiple: facts.row_multiple,
+                    scale_rows: facts.scale_rows,
                     bytes_per_scale: facts.bytes_per_scale,
                     scratch_bytes_per_row: facts.scratch_bytes_per_row,
                     scratch_bytes: facts.scratch_bytes,

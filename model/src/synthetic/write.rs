@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::SyntheticModel;
 use super::random::Random;
-use crate::checkpoint::{INDEX_FILE, WEIGHTS_FILE};
+use crate::checkpoint::{INDEX_FILE, TensorInfo, WEIGHTS_FILE};
 use crate::config::ModelConfig;
 use crate::error::ModuleError;
 use crate::gptq::QuantConfig;
@@ -42,6 +42,19 @@ enum Fill {
 }
 
 impl Tensor {
+    /// As a file's header would list it.
+    pub(super) fn info(&self) -> (String, TensorInfo) {
+        let info = TensorInfo {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            file: 0,
+            offset: 0,
+            bytes: self.bytes(),
+        };
+        (self.name.clone(), info)
+    }
+
     fn elements(&self) -> u64 {
         self.shape.iter().map(|dim| *dim as u64).product()
     }

@@ -1,6 +1,6 @@
 //! The host's processor as a device.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use secondwind_kernels::{
     KernelError,
@@ -11,18 +11,28 @@ use secondwind_kernels::{
     logits,
     pool::ThreadPool,
     select::{
-        AttentionPath, Choice, DeviceFacts, LinearPath, LinearShape, Precision, select_attention,
-        select_linear,
+        AttentionPath, AttentionTask, Choice, DeviceFacts, LinearPath, LinearShape, Phase,
+        Precision, select_attention, select_linear,
     },
     weights::{DenseBuilder, Dtype, LinearWeights, QuantBuilder, QuantSpec},
 };
-use secondwind_model::{plan::KvDType, step::Sampling};
+use secondwind_model::plan::KvDType;
 
-use super::{AttentionShape, Backend, DenseSink, HeadNorms, QuantShape, QuantSink};
+use super::{
+    AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, NonFinite, QuantShape,
+    QuantSink, ReducedRow, RowRequest, StepLimits,
+};
 use crate::{
     batch::Batch,
     collective::{Collective, CollectiveBuffer, CollectiveError},
-    sampler::Row,
+};
+
+/// One path serves every kind of attention here.
+const ANY_TASK: AttentionTask = AttentionTask {
+    phase: Phase::Decode,
+    head_dim: 128,
+    kv: KvDtype::F32,
+    precision: Precision::Exact,
 };
 
 /// Best logits of a row that a rank keeps for sampling.
@@ -41,6 +51,7 @@ pub struct CpuBackend {
     /// The same of the batch's tokens.
     batch_rotary: (Vec<f32>, Vec<f32>),
     batch: Batch,
+    non_finite: Option<NonFinite>,
 }
 
 /// Embedding rows, or a dense `lm_head` that has them as columns.
@@ -66,17 +77,26 @@ impl CpuBackend {
             pool: ThreadPool::new(threads)?,
             device,
             linear_path,
-            attention: select_attention(device, attention_path)?,
+            attention: select_attention(device, ANY_TASK, attention_path)?,
             linear_scratch: LinearScratch::new(),
             attention_scratch: AttentionScratch::new(),
             rotary: Default::default(),
             batch_rotary: Default::default(),
             batch: Batch::default(),
+            non_finite: None,
         })
     }
 
     fn tokens(&self) -> usize {
         self.batch.tokens.len()
+    }
+
+    /// Notes the first value of an output that is not finite, unless one was before.
+    fn check(&mut self, values: &[f32], check: Check) {
+        if self.non_finite.is_none() {
+            let element = logits::first_non_finite(values);
+            self.non_finite = element.map(|element| NonFinite { check, element });
+        }
     }
 
     fn path(
@@ -131,7 +151,7 @@ impl Backend for CpuBackend {
         [1, 64].into_iter().filter_map(line).collect()
     }
 
-    fn attention_choice(&self) -> String {
+    fn attention_choice(&self, _: usize, _: KvDType) -> String {
         format!(
             "attention: {} ({})",
             self.attention.path, self.attention.reason
@@ -218,7 +238,14 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn set_precision(&mut self, _: Precision) {}
+
+    fn prepare(&mut self, _: &StepLimits) -> Result<(), KernelError> {
+        Ok(())
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<(), KernelError> {
+        self.non_finite = None;
         self.batch.clone_from(batch);
         Ok(())
     }
@@ -237,38 +264,43 @@ impl Backend for CpuBackend {
         cpu::embed(source, first_id, &self.batch.tokens, &mut out[..elements])
     }
 
-    fn rms_norm(
+    fn add_norm(
         &mut self,
-        x: &Vec<f32>,
+        residual: &mut Vec<f32>,
+        delta: Option<&Vec<f32>>,
         weight: &Vec<f32>,
         width: usize,
         eps: f32,
         out: &mut Vec<f32>,
+        _: &[&Self::Linear],
+        check: Check,
     ) -> Result<(), KernelError> {
         let elements = self.tokens() * width;
-        cpu::rms_norm(&x[..elements], weight, eps, &mut out[..elements])
+        if let Some(delta) = delta {
+            cpu::add(&mut residual[..elements], &delta[..elements])?;
+            self.check(&residual[..elements], check);
+        }
+        cpu::rms_norm(&residual[..elements], weight, eps, &mut out[..elements])
     }
 
-    fn add(
+    fn linears(
         &mut self,
-        residual: &mut Vec<f32>,
-        delta: &Vec<f32>,
-        width: usize,
-    ) -> Result<(), KernelError> {
-        let elements = self.tokens() * width;
-        cpu::add(&mut residual[..elements], &delta[..elements])
-    }
-
-    fn linear(
-        &mut self,
-        weights: &Self::Linear,
         x: &Vec<f32>,
         rows: usize,
-        out: &mut Vec<f32>,
+        jobs: &mut [LinearJob<'_, Self>],
     ) -> Result<(), KernelError> {
-        let path = self.path(weights, rows)?.path;
-        let (x, out) = (&x[..rows * weights.k()], &mut out[..rows * weights.n()]);
-        cpu::linear(weights, path, x, out, &mut self.linear_scratch, &self.pool)
+        for LinearJob {
+            weights,
+            out,
+            check,
+        } in jobs
+        {
+            let path = self.path(weights, rows)?.path;
+            let (x, out) = (&x[..rows * weights.k()], &mut out[..rows * weights.n()]);
+            cpu::linear(weights, path, x, out, &mut self.linear_scratch, &self.pool)?;
+            self.check(out, *check);
+        }
+        Ok(())
     }
 
     fn rotate_and_cache(
@@ -306,6 +338,7 @@ impl Backend for CpuBackend {
         cache: &KvCache,
         shape: &AttentionShape<'_>,
         out: &mut Vec<f32>,
+        check: Check,
     ) -> Result<(), KernelError> {
         let layout = HeadRows::packed(self.tokens(), shape.query_heads, shape.head_dim);
         let rows = AttentionRows {
@@ -326,7 +359,9 @@ impl Backend for CpuBackend {
             &mut out[..elements],
             &mut self.attention_scratch,
             &self.pool,
-        )
+        )?;
+        self.check(&out[..elements], check);
+        Ok(())
     }
 
     fn silu_mul(
@@ -334,9 +369,13 @@ impl Backend for CpuBackend {
         gate: &mut Vec<f32>,
         up: &Vec<f32>,
         width: usize,
+        _: &Self::Linear,
+        check: Check,
     ) -> Result<(), KernelError> {
         let elements = self.tokens() * width;
-        cpu::silu_mul(&mut gate[..elements], &up[..elements])
+        cpu::silu_mul(&mut gate[..elements], &up[..elements])?;
+        self.check(&gate[..elements], check);
+        Ok(())
     }
 
     fn all_reduce_sum(
@@ -346,6 +385,18 @@ impl Backend for CpuBackend {
         collective: &mut dyn Collective,
     ) -> Result<(), CollectiveError> {
         collective.all_reduce_sum(CollectiveBuffer::Host(&mut buffer[..elements]))
+    }
+
+    fn join_nccl(
+        &mut self,
+        host: Box<dyn Collective>,
+        _: Arc<AtomicBool>,
+    ) -> Result<Box<dyn Collective>, CollectiveError> {
+        Err(CollectiveError::Device {
+            rank: host.rank(),
+            op: "nccl",
+            what: "NCCL sums on cards, and this worker's device is cpu".into(),
+        })
     }
 
     fn take_logit_tokens(
@@ -360,35 +411,25 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn summarise(
+    fn reduce_rows(
         &mut self,
         logits: &Vec<f32>,
-        row: usize,
         width: usize,
         first_id: u32,
-        sampling: &Sampling,
-    ) -> Result<Row, KernelError> {
-        let logits = &logits[row * width..][..width];
-        let summary = cpu::reduce_row(logits, sampling.temperature, first_id, CANDIDATES);
-        Ok(Row {
-            max: summary.max,
-            sum_exp: summary.sum_exp,
-            sum_exp_at_temperature: summary.sum_exp_t,
-            candidates: summary.candidates,
-        })
-    }
-
-    fn target_logit(
-        &mut self,
-        logits: &Vec<f32>,
-        row: usize,
-        width: usize,
-        target: Option<usize>,
-    ) -> Result<(f32, f64, Option<f32>), KernelError> {
-        let logits = &logits[row * width..][..width];
-        let summary = cpu::reduce_row(logits, 0.0, 0, 0);
-        let target = target.and_then(|target| logits.get(target).copied());
-        Ok((summary.max, summary.sum_exp, target))
+        requests: &[RowRequest],
+    ) -> Result<Vec<ReducedRow>, KernelError> {
+        let rows = logits.chunks(width).zip(requests);
+        let reduced = rows.map(|(logits, request)| match *request {
+            RowRequest::Sample { temperature } => (
+                cpu::reduce_row(logits, temperature, first_id, CANDIDATES),
+                None,
+            ),
+            RowRequest::Target { token } => {
+                let target = logits::target_logit(logits, first_id, token);
+                (cpu::reduce_row(logits, 0.0, first_id, 0), target)
+            }
+        });
+        Ok(reduced.collect())
     }
 
     fn row(
@@ -400,11 +441,7 @@ impl Backend for CpuBackend {
         Ok(logits[row * width..][..width].to_vec())
     }
 
-    fn first_non_finite(
-        &mut self,
-        buffer: &Vec<f32>,
-        elements: usize,
-    ) -> Result<Option<usize>, KernelError> {
-        Ok(logits::first_non_finite(&buffer[..elements]))
+    fn non_finite(&mut self, _: bool) -> Result<Option<NonFinite>, KernelError> {
+        Ok(self.non_finite)
     }
 }

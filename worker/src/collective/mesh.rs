@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Collective, CollectiveBuffer, CollectiveError};
+use super::{Collective, CollectiveBuffer, CollectiveError, not_host};
 
 /// Sums of at least this many bytes are reduced in slices when three or more ranks take part. With two
 /// ranks both ways move the same bytes, and the direct one waits once.
@@ -187,7 +187,9 @@ impl Collective for Mesh {
     }
 
     fn all_reduce_sum(&mut self, data: CollectiveBuffer<'_>) -> Result<(), CollectiveError> {
-        let CollectiveBuffer::Host(data) = data;
+        let CollectiveBuffer::Host(data) = data else {
+            return Err(not_host(self.rank, "all_reduce_sum"));
+        };
         let op = "all_reduce_sum";
         let world = self.links.len();
         if world < 3 || size_of_val(data) < SLICED_FROM_BYTES {

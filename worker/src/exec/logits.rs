@@ -6,7 +6,7 @@ use secondwind_proto::v1;
 
 use super::{Activations, ExecError, Place};
 use crate::{
-    backend::Backend,
+    backend::{Backend, RowRequest},
     batch::Batch,
     collective::{Collective, CollectiveError},
     sampler::{self, Draw, Row},
@@ -161,40 +161,40 @@ fn reduce<B: Backend>(
     batch: &Batch,
     samplings: &[&Sampling],
 ) -> Result<v1::RankLogits, ExecError> {
-    let width = shard.vocab.len();
+    let samples = samplings.iter().map(|sampling| RowRequest::Sample {
+        temperature: sampling.temperature,
+    });
+    let targets = batch
+        .targets
+        .iter()
+        .map(|&(_, token)| RowRequest::Target { token });
+    let requests: Vec<RowRequest> = samples.chain(targets).collect();
     let first_id = shard.vocab.start as u32;
-    let op = |source| ExecError::Op {
-        place: place("sample.reduce"),
-        source,
-    };
+    let reduced = backend
+        .reduce_rows(&activations.logits, shard.vocab.len(), first_id, &requests)
+        .map_err(|source| ExecError::Op {
+            place: place("sample.reduce"),
+            source,
+        })?;
     let mut mine = v1::RankLogits::default();
-    for (row, sampling) in samplings.iter().enumerate() {
-        let part = backend
-            .summarise(&activations.logits, row, width, first_id, sampling)
-            .map_err(op)?;
-        let (ids, logits) = part.candidates.into_iter().unzip();
-        mine.samples.push(v1::RowSummary {
-            max: part.max,
-            sum_exp: part.sum_exp,
-            sum_exp_at_temperature: part.sum_exp_at_temperature,
-            ids,
-            logits,
-        });
-    }
-    for (row, &(_, target)) in (samplings.len()..).zip(&batch.targets) {
-        let target = target as usize;
-        let column = shard
-            .vocab
-            .contains(&target)
-            .then(|| target - shard.vocab.start);
-        let (max, sum_exp, target_logit) = backend
-            .target_logit(&activations.logits, row, width, column)
-            .map_err(op)?;
-        mine.targets.push(v1::TargetSummary {
-            max,
-            sum_exp,
-            target_logit,
-        });
+    for (request, (row, target_logit)) in requests.iter().zip(reduced) {
+        match request {
+            RowRequest::Sample { .. } => {
+                let (ids, logits) = row.candidates.into_iter().unzip();
+                mine.samples.push(v1::RowSummary {
+                    max: row.max,
+                    sum_exp: row.sum_exp,
+                    sum_exp_at_temperature: row.sum_exp_t,
+                    ids,
+                    logits,
+                });
+            }
+            RowRequest::Target { .. } => mine.targets.push(v1::TargetSummary {
+                max: row.max,
+                sum_exp: row.sum_exp,
+                target_logit,
+            }),
+        }
     }
     Ok(mine)
 }

@@ -2,6 +2,7 @@
 
 use secondwind_model::{
     config::{AttentionKind, ModelConfig, RopeScaling},
+    modules::{LinearRole, PlainRole},
     plan::{ModelShape, ShardPlan, buffer_sizes},
 };
 
@@ -43,6 +44,57 @@ impl<B: Backend> ModelParts<B> {
             final_norm: None,
             layers: (0..layers).map(|_| layer()).collect(),
         }
+    }
+}
+
+impl<B: Backend> ModelParts<B> {
+    /// Where a norm belongs.
+    pub fn norm(
+        &mut self,
+        layer: Option<usize>,
+        role: PlainRole,
+    ) -> Option<&mut Option<B::Buffer>> {
+        let Some(layer) = layer else {
+            return (role == PlainRole::FinalNorm).then_some(&mut self.final_norm);
+        };
+        let layer = self.layers.get_mut(layer)?;
+        Some(match role {
+            PlainRole::InputNorm => &mut layer.input_norm,
+            PlainRole::PostAttentionNorm => &mut layer.post_attention_norm,
+            PlainRole::QueryNorm => &mut layer.query_norm,
+            PlainRole::KeyNorm => &mut layer.key_norm,
+            PlainRole::FinalNorm | PlainRole::Embedding => return None,
+        })
+    }
+
+    /// Where a linear belongs.
+    pub fn linear(
+        &mut self,
+        layer: Option<usize>,
+        role: LinearRole,
+    ) -> Option<&mut Option<B::Linear>> {
+        match role {
+            LinearRole::LmHead => Some(&mut self.lm_head),
+            role => self
+                .layers
+                .get_mut(layer?)?
+                .linears
+                .get_mut(place_of(role)?),
+        }
+    }
+}
+
+/// Order of a layer's linears in [`LayerParts`].
+fn place_of(role: LinearRole) -> Option<usize> {
+    match role {
+        LinearRole::Query => Some(0),
+        LinearRole::Key => Some(1),
+        LinearRole::Value => Some(2),
+        LinearRole::Output => Some(3),
+        LinearRole::Gate => Some(4),
+        LinearRole::Up => Some(5),
+        LinearRole::Down => Some(6),
+        LinearRole::LmHead => None,
     }
 }
 

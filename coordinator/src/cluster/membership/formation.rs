@@ -9,7 +9,7 @@ use secondwind_model::{
 use secondwind_proto::v1;
 use tokio::sync::mpsc;
 
-use super::Membership;
+use super::{Collective, Membership};
 use crate::cluster::{
     Group, GrpcLink, MemberId, State, WorkerLink,
     epoch::{Epoch, Member, group_info},
@@ -96,7 +96,7 @@ impl Membership {
             .map_err(|error| error.to_string())?;
         Ok((
             plan,
-            collective_of(chosen, self.settings.allow_local)?,
+            collective_of(chosen, self.settings.collective)?,
             token()?,
         ))
     }
@@ -136,13 +136,13 @@ impl Membership {
 /// How the chosen workers can meet.
 fn collective_of(
     chosen: &[(&MemberId, &Member)],
-    allow_local: bool,
+    wanted: Collective,
 ) -> Result<v1::CollectiveKind, String> {
     let hub = &chosen[0].1.join.local_hub;
     if chosen.len() == 1 {
         return Ok(v1::CollectiveKind::Solo);
     }
-    if allow_local
+    if wanted == Collective::Auto
         && !hub.is_empty()
         && chosen
             .iter()
@@ -150,14 +150,43 @@ fn collective_of(
     {
         return Ok(v1::CollectiveKind::Local);
     }
-    match chosen
+    if let Some((_, member)) = chosen
         .iter()
         .find(|(_, member)| member.join.peer_address.is_empty())
     {
-        None => Ok(v1::CollectiveKind::Grpc),
-        Some((_, member)) => Err(format!(
+        return Err(format!(
             "worker {} has no address for its peers: start it with --peer-listen",
             member.join.worker
+        ));
+    }
+    let first = &chosen[0].1.join;
+    let unlike = chosen
+        .iter()
+        .map(|(_, member)| &member.join)
+        .find(|join| join.nccl_version.is_empty() || join.nccl_version != first.nccl_version);
+    match (wanted, unlike) {
+        (Collective::Grpc, _) => Ok(v1::CollectiveKind::Grpc),
+        (_, None) => Ok(v1::CollectiveKind::Nccl),
+        (Collective::Auto, Some(join)) => {
+            if chosen
+                .iter()
+                .any(|(_, member)| !member.join.nccl_version.is_empty())
+            {
+                tracing::warn!(
+                    worker = join.worker,
+                    nccl = join.nccl_version,
+                    "not every rank has the same NCCL: sums go over gRPC"
+                );
+            }
+            Ok(v1::CollectiveKind::Grpc)
+        }
+        (Collective::Nccl, Some(join)) if join.nccl_version.is_empty() => Err(format!(
+            "collective is nccl and worker {} has no card or no NCCL (pip: nvidia-nccl-cu12)",
+            join.worker
+        )),
+        (Collective::Nccl, Some(join)) => Err(format!(
+            "collective is nccl, worker {} has NCCL {} and worker {} has {}: install the same everywhere",
+            first.worker, first.nccl_version, join.worker, join.nccl_version
         )),
     }
 }

@@ -35,11 +35,11 @@ fn counted(
     let quantised = matches!(module.format, WeightFormat::Gptq(_));
     let scales = if quantised { runs.len() } else { 0 };
     let weights = rows.len() * columns;
-    // Half a byte per weight, four per scale.
+    // Half a byte per weight, two per scale: the modules are symmetric.
     (
         weights.div_ceil(2),
-        (padded_rows * padded_columns).div_ceil(2) + 4 * scales * padded_columns,
-        4 * scales * columns,
+        (padded_rows * padded_columns).div_ceil(2) + 2 * scales * padded_columns,
+        2 * scales * columns,
     )
 }
 
@@ -64,7 +64,7 @@ proptest! {
         }
         let ends = [(cut.0 * k as f64) as usize, 1 + (cut.1 * (k - 1) as f64) as usize];
         let rows = ends[0].min(ends[1])..ends[0].max(ends[1]);
-        let layout = Layout { bytes_per_weight: 0.5, column_multiple, row_multiple, bytes_per_scale: 4.0 };
+        let layout = Layout { bytes_per_weight: 0.5, column_multiple, row_multiple, scale_rows: 0, bytes_per_scale: 4.0 };
         let bytes = linear_bytes(&module, &rows, &(0..columns), &layout, false);
         if rows.is_empty() {
             prop_assert_eq!(bytes.total(), 0);
@@ -80,7 +80,7 @@ proptest! {
         let format = GptqFormat { desc_act: true, ..INT4 };
         let mut module = shape(QWEN_0_5B, format).linears.swap_remove(6);
         module.k = 1024;
-        let layout = Layout { bytes_per_weight: 0.5, column_multiple: 1, row_multiple: 8, bytes_per_scale: 4.0 };
+        let layout = Layout { bytes_per_weight: 0.5, column_multiple: 1, row_multiple: 8, scale_rows: 0, bytes_per_scale: 4.0 };
         let bytes = linear_bytes(&module, &rows, &(0..10), &layout, false);
         prop_assert_eq!(groups_of(&format, 1024, &rows), 0..8);
         // No assignment of the rows to groups takes more.
@@ -90,7 +90,7 @@ proptest! {
             runs[random.within(0, 7)] += 1;
         }
         let padded: usize = runs.iter().map(|run| run.next_multiple_of(8)).sum();
-        let worst = (padded * 10).div_ceil(2) + 8 * 10 * 4 + rows.len() * 4;
+        let worst = (padded * 10).div_ceil(2) + 8 * 10 * 2 + rows.len() * 4;
         prop_assert!(rows == (0..1024) || bytes.total() >= worst as u64);
     }
 
@@ -138,7 +138,8 @@ fn half_billion_bytes_by_hand() {
     );
     assert_eq!(memory.padding, 0);
     let scales = 7 * (896 + 128 + 128) + 7 * 896 + 2 * 7 * 4864 + 38 * 896;
-    assert_eq!(memory.scales, 24 * scales * 4);
+    // Symmetric: no zero points.
+    assert_eq!(memory.scales, 24 * scales * 2);
     assert_eq!(
         memory.kv_cache,
         2 * 24 * 2 * 64 * 2 * 16 * plan.kv_blocks as u64

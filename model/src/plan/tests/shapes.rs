@@ -9,7 +9,7 @@ use crate::modules::{
     Axis, DType, GptqFormat, LinearModule, LinearRole, ModuleList, PlainRole, PlainTensor, Split,
     WeightFormat, ZeroPoints,
 };
-use crate::plan::{Arithmetic, KvDType, ModelShape, PathFacts, PlanSettings, preset};
+use crate::plan::{Arithmetic, KvDType, ModelShape, PathFacts, PlanSettings, Precision, preset};
 
 /// Sizes of a dense Qwen.
 #[derive(Clone, Copy, Debug)]
@@ -261,6 +261,7 @@ pub(crate) fn settings() -> PlanSettings {
         max_logit_rows: 64,
         block_tokens: 16,
         kv_dtype: KvDType::F16,
+        precision: Precision::Exact,
         memory_reserve_bytes: 0,
         forced_split: None,
     }
@@ -279,6 +280,7 @@ pub(crate) fn paths(weights: WeightKind, rows: usize) -> Option<PathFacts> {
         bytes_per_weight,
         column_multiple: 8,
         row_multiple: 8,
+        scale_rows: 0,
         bytes_per_scale: 4.0,
         scratch_bytes_per_row: 8192.0,
         scratch_bytes: 1e6,
@@ -305,6 +307,7 @@ pub(crate) fn worker(usable_bytes: u64, bytes_per_second: f64) -> Capabilities {
             bytes_per_weight: facts.bytes_per_weight,
             column_multiple: facts.column_multiple,
             row_multiple: facts.row_multiple,
+            scale_rows: facts.scale_rows,
             bytes_per_scale: facts.bytes_per_scale,
             scratch_bytes_per_row: 64.0,
             scratch_bytes: 1024.0,

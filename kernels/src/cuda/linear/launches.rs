@@ -1,0 +1,324 @@
+//! Which kernel of a path runs, on what grid: the rules were fitted to measurements, which
+//! docs/gpu-report.md has.
+
+use super::{DenseWeights, Job, Jobs, LinearCall};
+use crate::cuda::{
+    CudaError, Device, Memory, Quantised, SUPERBLOCK_ROWS, TILE_COLUMNS, launch, ops::Guard,
+};
+use crate::error::KernelError;
+use crate::select::LinearPath;
+use crate::weights::Dtype;
+
+/// Paths that read x as f32 in stored order, at address `x`.
+pub(super) fn widened(
+    device: &Device,
+    path: LinearPath,
+    bits: u8,
+    x: u64,
+    jobs: &Jobs,
+    guard: &Guard,
+) -> Result<(), KernelError> {
+    match path {
+        LinearPath::F32 => sgemm(device, bits, x, jobs, guard)?,
+        LinearPath::A16F32Gemv => f32_gemv(device, bits, x, jobs, guard)?,
+        other => return Err(not_for(other, "quantised")),
+    }
+    Ok(())
+}
+
+/// Paths that read x as 8-bit integers.
+pub(super) fn integer(
+    device: &Device,
+    path: LinearPath,
+    bits: u8,
+    a8: &Quantised,
+    jobs: &Jobs,
+    sums: &PartialSums,
+    guard: &Guard,
+) -> Result<(), KernelError> {
+    match path {
+        LinearPath::A8Dp4aGemv => dp4a_gemv(device, bits, a8, jobs, guard)?,
+        LinearPath::A8Dp4aGemm => dp4a_gemm(device, bits, a8, jobs, guard)?,
+        LinearPath::A8Mma => mma(device, bits, a8, jobs, sums, guard)?,
+        other => return Err(not_for(other, "quantised")),
+    }
+    Ok(())
+}
+
+/// (rows, columns, threads) of the fp32 products' tile: one that is mostly padding wastes arithmetic,
+/// one too large leaves multiprocessors idle in the last wave.
+fn sgemm_tile(rows: usize, columns: usize, multiprocessors: usize) -> (usize, usize, u32) {
+    // Waves of two blocks a multiprocessor, over the share of the peak that the tile reaches.
+    let waves =
+        |tile: usize| (rows.div_ceil(tile) * columns.div_ceil(128)).div_ceil(2 * multiprocessors);
+    match rows {
+        0..=32 => (32, 64, 256),
+        _ if rows > 64 && 2 * waves(128) * 59 < waves(64) * 63 => (128, 128, 128),
+        _ => (64, 128, 256),
+    }
+}
+
+fn sgemm(device: &Device, bits: u8, x: u64, jobs: &Jobs, guard: &Guard) -> Result<(), CudaError> {
+    let (rows, columns) = (jobs.rows as usize, jobs.tiles as usize * TILE_COLUMNS);
+    let multiprocessors = device.facts().multiprocessors as usize;
+    let (tile, tile_columns, threads) = sgemm_tile(rows, columns, multiprocessors);
+    let kernel = format!("linear_f32_w{bits}_t{tile}");
+    let grid = [rows.div_ceil(tile), columns.div_ceil(tile_columns)];
+    launch!(device, &kernel, flat(grid), [threads, 1, 1], 0; x, *jobs, guard.address())
+}
+
+fn f32_gemv(
+    device: &Device,
+    bits: u8,
+    x: u64,
+    jobs: &Jobs,
+    guard: &Guard,
+) -> Result<(), CudaError> {
+    let (tiles, superblocks) = (jobs.tiles as usize, jobs.superblocks as usize);
+    let multiprocessors = device.facts().multiprocessors as usize;
+    let rows = [1, 2, 4]
+        .into_iter()
+        .find(|rows| *rows >= jobs.rows as usize)
+        .unwrap_or(4);
+    // More tiles of a warp need fewer loads of x, more warps hide more latency: what is best depends
+    // on whether the columns alone fill the card.
+    let fills = |tiles_at_once: usize| tiles.div_ceil(tiles_at_once) * 4 >= 16 * multiprocessors;
+    let (at_once, most_warps) = match (rows, bits) {
+        (1, 8) => (2, if fills(2) { 4 } else { 8 }),
+        (2, 8) => (2, 8),
+        (_, 8) => (2, 4),
+        (1, _) if fills(4) => (4, 4),
+        (1, _) => (2, if fills(2) { 4 } else { 8 }),
+        (2, _) => (4, 8),
+        _ => (4, 4),
+    };
+    let warps = superblocks.clamp(1, most_warps);
+    let kernel = format!("linear_f32_gemv_w{bits}_r{rows}_t{at_once}");
+    let grid = [(jobs.rows as usize).div_ceil(rows), tiles.div_ceil(at_once)];
+    let shared = warps * rows * (SUPERBLOCK_ROWS * 4 + 32 * at_once);
+    launch!(device, &kernel, flat(grid), [32 * warps as u32, 1, 1], shared; x, *jobs, guard.address())
+}
+
+/// Tiles that a warp of the dp4a GEMV takes at once.
+const DP4A_TILES: usize = 4;
+
+fn dp4a_gemv(
+    device: &Device,
+    bits: u8,
+    a8: &Quantised,
+    jobs: &Jobs,
+    guard: &Guard,
+) -> Result<(), CudaError> {
+    let (tiles, superblocks) = (jobs.tiles as usize, jobs.superblocks as usize);
+    let rows = [1, 2, 4, 8]
+        .into_iter()
+        .find(|rows| *rows >= jobs.rows as usize)
+        .unwrap_or(8);
+    let groups_in_all = tiles.div_ceil(DP4A_TILES);
+    // Warps that share a group of tiles split K, while there are too few groups for the card.
+    let enough = 16 * device.facts().multiprocessors as usize;
+    let mut splits = 1;
+    while splits < 16 && groups_in_all * splits < enough && superblocks >= 4 * splits {
+        splits *= 2;
+    }
+    let groups = (4 / splits).max(1);
+    let kernel = format!("linear_a8_dp4a_gemv_w{bits}_m{rows}");
+    let grid = [
+        (jobs.rows as usize).div_ceil(8),
+        tiles.div_ceil(DP4A_TILES * groups),
+    ];
+    let block = [32, splits as u32, groups as u32];
+    let shared = splits * groups * (rows * 176 + 512);
+    launch!(device, &kernel, flat(grid), block, shared;
+        a8.q.address(), a8.d.address(), a8.dsum.address(), *jobs, guard.address())
+}
+
+fn dp4a_gemm(
+    device: &Device,
+    bits: u8,
+    a8: &Quantised,
+    jobs: &Jobs,
+    guard: &Guard,
+) -> Result<(), CudaError> {
+    let (rows, tiles) = (jobs.rows as usize, jobs.tiles as usize);
+    let multiprocessors = device.facts().multiprocessors as usize;
+    let blocks = |tile_rows: usize, columns: usize| {
+        rows.div_ceil(tile_rows) * tiles.div_ceil(columns / TILE_COLUMNS)
+    };
+    // Padding of the taller tile against its better reuse, and enough blocks for the card.
+    let short = 32 * rows.div_ceil(32) * 104 < 64 * rows.div_ceil(64) * 100
+        || blocks(64, 64) < 3 * multiprocessors;
+    let (tile_rows, columns) = match short {
+        true => (32, 64),
+        false if rows >= 512 && blocks(64, 128) >= 6 * multiprocessors => (64, 128),
+        false => (64, 64),
+    };
+    let kernel = format!("linear_a8_dp4a_gemm_w{bits}_r{tile_rows}_c{columns}");
+    let grid = [
+        rows.div_ceil(tile_rows),
+        tiles.div_ceil(columns / TILE_COLUMNS),
+    ];
+    launch!(device, &kernel, flat(grid), [128, 1, 1], 0;
+        a8.q.address(), a8.d.address(), a8.dsum.address(), *jobs, guard.address())
+}
+
+/// Where blocks that split K leave their sums for the last of them to add up.
+pub struct PartialSums {
+    sums: Memory<f32>,
+    /// Zero between launches.
+    tickets: Memory<u32>,
+}
+
+impl PartialSums {
+    /// f32s: what two row tiles of the largest card's warps take, and prompts need no more.
+    const SUMS: usize = 8 << 20;
+    const TICKETS: usize = 64 << 10;
+
+    /// Room for any launch.
+    ///
+    /// # Errors
+    /// The card's.
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
+        let what = "partial sums";
+        Ok(Self {
+            sums: device.zeros(Self::SUMS, what)?,
+            tickets: device.zeros(Self::TICKETS, what)?,
+        })
+    }
+
+    /// Bytes that [`PartialSums::new`] takes.
+    pub const BYTES: u64 = (4 * (Self::SUMS + Self::TICKETS)) as u64;
+}
+
+fn mma(
+    device: &Device,
+    bits: u8,
+    a8: &Quantised,
+    jobs: &Jobs,
+    partial: &PartialSums,
+    guard: &Guard,
+) -> Result<(), CudaError> {
+    let rows = jobs.rows as usize;
+    let multiprocessors = device.facts().multiprocessors as usize;
+    let fine = jobs.scales_per_superblock > 1;
+    // A block takes so many rows, and its warps so many tiles each: registers set the limit.
+    let (block_rows, tiles) = match (rows, bits, fine) {
+        (0..=8, 8, true) => (8, 1),
+        (0..=8, 8, false) | (0..=8, _, true) => (8, 2),
+        (0..=8, _, false) => (8, 4),
+        (9..=16, 8, true) => (16, 1),
+        (9..=16, 8, false) | (9..=16, _, true) => (16, 2),
+        (9..=16, _, false) => (16, 4),
+        (17..=32, _, true) => (32, 2),
+        (17..=32, _, false) => (32, 4),
+        (_, 8, _) | (_, _, true) => (64, 2),
+        (_, _, false) => (64, 4),
+    };
+    let kernel = format!(
+        "linear_a8_mma_w{bits}_rows{block_rows}{}",
+        if fine { "_fine" } else { "" }
+    );
+    let runs = |warps: usize| -> usize {
+        let each = jobs.job[..jobs.count as usize].iter().map(|job| {
+            let of = job.tiles as usize;
+            // A job narrower than a warp's tiles is taken tile by tile.
+            of.div_ceil(if of < tiles { warps } else { warps * tiles })
+        });
+        each.sum()
+    };
+    let grid = match block_rows {
+        // As many blocks as the card holds at once cut the work into equal runs.
+        8 => [4 * multiprocessors, 1, 1],
+        16 => [3 * multiprocessors, 1, 1],
+        _ => {
+            let (row_groups, groups) = (rows.div_ceil(block_rows), runs(4));
+            let superblocks = jobs.superblocks as usize;
+            let sums = row_groups * block_rows * groups * 4 * tiles * TILE_COLUMNS;
+            let most = match row_groups * groups <= PartialSums::TICKETS {
+                true => (PartialSums::SUMS / sums).clamp(1, superblocks.min(12)),
+                false => 1,
+            };
+            let cost = |splits: usize| {
+                let waves = (row_groups * groups * splits).div_ceil(2 * multiprocessors);
+                // A split costs as much as five superblocks.
+                waves * (superblocks.div_ceil(splits) + 5)
+            };
+            let splits = (1..=most).min_by_key(|splits| cost(*splits)).unwrap_or(1);
+            [row_groups, groups, splits]
+        }
+    };
+    if block_rows <= 16 {
+        let sums = grid[0] * 4 * 2 * (block_rows / 8 * tiles * 64);
+        assert!(
+            sums <= PartialSums::SUMS && runs(1) <= PartialSums::TICKETS,
+            "a8_mma: scratch"
+        );
+    }
+    launch!(device, &kernel, grid.map(|size| size as u32), [128, 1, 1], 0;
+        *jobs, a8.q.address(), a8.d.address(), a8.dsum.address(), partial.sums.address(),
+        partial.tickets.address(), guard.address())
+}
+
+/// Products with unquantised weights.
+pub(super) fn dense(
+    device: &Device,
+    path: LinearPath,
+    x: &Memory<f32>,
+    rows: usize,
+    weights: &DenseWeights,
+    call: &LinearCall<'_>,
+    guard: &Guard,
+) -> Result<(), KernelError> {
+    let dtype = match weights.dtype {
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+        Dtype::F32 => "f32",
+    };
+    let (k, n) = (call.weights.k, call.weights.n);
+    let (kernel, grid, threads) = match path {
+        LinearPath::DenseGemv => {
+            let at_once = [1, 2, 4, 8]
+                .into_iter()
+                .find(|most| *most >= rows)
+                .unwrap_or(8);
+            let grid = [rows.div_ceil(at_once), n.div_ceil(16)];
+            (format!("dense_gemv_{dtype}_r{at_once}"), grid, 128)
+        }
+        LinearPath::DenseGemm => {
+            let multiprocessors = device.facts().multiprocessors as usize;
+            let (tile, columns, threads) = sgemm_tile(rows, n, multiprocessors);
+            let grid = [rows.div_ceil(tile), n.div_ceil(columns)];
+            (format!("dense_gemm_{dtype}_t{tile}"), grid, threads)
+        }
+        LinearPath::DenseMma if weights.dtype == Dtype::F16 => {
+            let most = if n < 5000 { 64 } else { 128 };
+            let tile = [16, 32, 64]
+                .into_iter()
+                .find(|tile| *tile >= rows)
+                .unwrap_or(most);
+            let grid = [rows.div_ceil(tile), n.div_ceil(128)];
+            (format!("dense_mma_f16_t{tile}"), grid, 256)
+        }
+        other => return Err(not_for(other, "unquantised")),
+    };
+    let bias = call.weights.bias.as_ref().map_or(0, Memory::address);
+    launch!(device, &kernel, flat(grid), [threads, 1, 1], 0;
+        x.address(), weights.bytes.address(), bias, call.out.address(),
+        rows as i32, n as i32, k as i32, guard.address(), call.check)?;
+    Ok(())
+}
+
+/// Blocks of rows side by side: those at work together read the same weights.
+fn flat([rows, columns]: [usize; 2]) -> [u32; 3] {
+    [rows as u32, columns as u32, 1]
+}
+
+fn not_for(path: LinearPath, weights: &str) -> KernelError {
+    KernelError::PathRefused {
+        path: path.name(),
+        reason: format!("it is not for {weights} weights on a card"),
+    }
+}
+
+// A kernel reads them by value: the layout is that of `common.cuh`.
+const _: () = assert!(size_of::<Job>() == 56 && size_of::<Jobs>() == 192);

@@ -1,0 +1,42 @@
+//! NVIDIA cards: the kernel pack, a card, weights in its layout, and one function per operation.
+//!
+//! Nothing of CUDA is needed to build or to start: libcuda and NVRTC are opened when a card is, and
+//! what is missing is said in a sentence. Kernels are `kernels/cuda/**/*.cu`, embedded here, compiled
+//! by NVRTC, shipped as a pack. An op checks lengths on the host and then only launches; what a
+//! kernel finds not finite it notes in the guard, which a step reads once.
+
+mod arch;
+mod attention;
+pub mod bench;
+mod device;
+mod error;
+mod layout;
+mod linear;
+mod nvrtc;
+mod ops;
+mod pack;
+mod sample;
+mod source;
+
+pub use arch::Arch;
+pub use attention::{
+    Attention, AttentionBatch, AttentionLimits, AttentionScratch, HeadNorms, KvPages, attention,
+    rope_kv,
+};
+pub use device::{CardFacts, Device, Event, Graph, Memory, Pinned, Recording, cards, device_count};
+pub use error::CudaError;
+pub use layout::{
+    BLOCK_ROWS, DenseStaging, LayoutFacts, QuantStaging, QuantWeights, Rows, SUPERBLOCK_ROWS,
+    TILE_COLUMNS,
+};
+pub use linear::{Activations, DenseWeights, Linear, LinearCall, Weights, linear};
+pub use nvrtc::{Compiled, Nvrtc, Usage};
+pub use ops::{
+    Destination, Guard, Quantised, Table, add_rms_norm, embed, gather, quantise, silu_mul,
+    take_rows,
+};
+pub use pack::{Code, Form, Pack, PackSource};
+pub use sample::{RowRequest, SampleScratch, reduce_rows};
+pub use source::{UNITS, Unit, source_hash};
+
+use device::launch;

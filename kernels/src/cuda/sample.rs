@@ -1,0 +1,118 @@
+//! Rows of logits reduced on the card to what sampling needs: no whole row crosses the bus.
+
+use super::{CudaError, Device, Memory, launch};
+use crate::logits::RowSummary;
+
+/// Logits that one block reduces.
+const CHUNK: usize = 8192;
+/// Blocks of a row that one more block can join.
+const MAX_CHUNKS: usize = 32;
+/// Candidates that a rank keeps of a row.
+const CANDIDATES: usize = 256;
+/// Words of `ChunkSummary<256>` and `RowSummary<256>` of `sample.cu`.
+const CHUNK_WORDS: usize = 6 + 2 * CANDIDATES;
+const ROW_WORDS: usize = 8 + 2 * CANDIDATES;
+
+/// Memory between the launches of one reduction, and its result.
+pub struct SampleScratch {
+    temperatures: Memory<f32>,
+    targets: Memory<u32>,
+    chunks: Memory<u32>,
+    rows: Memory<u32>,
+    max_rows: usize,
+}
+
+impl SampleScratch {
+    /// Room for `rows` rows of `width` logits.
+    ///
+    /// # Errors
+    /// The card's.
+    pub fn new(device: &Device, rows: usize, width: usize) -> Result<Self, CudaError> {
+        let chunks = width.div_ceil(CHUNK);
+        assert!(
+            chunks <= MAX_CHUNKS,
+            "{width} logits of a row are more than one block can join"
+        );
+        let what = "sampling";
+        Ok(Self {
+            temperatures: device.zeros(rows, what)?,
+            targets: device.zeros(rows, what)?,
+            chunks: device.zeros(rows * chunks * CHUNK_WORDS, what)?,
+            rows: device.zeros(rows * ROW_WORDS, what)?,
+            max_rows: rows,
+        })
+    }
+
+    /// Bytes that [`SampleScratch::new`] takes.
+    pub fn bytes_for(rows: usize, width: usize) -> u64 {
+        (4 * rows * (2 + width.div_ceil(CHUNK) * CHUNK_WORDS + ROW_WORDS)) as u64
+    }
+}
+
+/// What sampling asks of a row.
+#[derive(Clone, Copy, Debug)]
+pub struct RowRequest {
+    /// 0 for greedy.
+    pub temperature: f32,
+    /// A token whose logit is wanted, if the range has it.
+    pub target: Option<u32>,
+}
+
+/// Reduces the rows of (requests, width) logits, whose first column is token `first_id`. Waits for
+/// the card. The second part is the target's logit.
+///
+/// # Errors
+/// The card's.
+pub fn reduce_rows(
+    device: &Device,
+    logits: &Memory<f32>,
+    width: usize,
+    first_id: u32,
+    requests: &[RowRequest],
+    scratch: &SampleScratch,
+) -> Result<Vec<(RowSummary, Option<f32>)>, CudaError> {
+    let rows = requests.len();
+    assert!(
+        rows <= scratch.max_rows && rows * width <= logits.len(),
+        "reduce_rows: lengths"
+    );
+    if rows == 0 {
+        return Ok(Vec::new());
+    }
+    let temperatures: Vec<f32> = requests.iter().map(|request| request.temperature).collect();
+    let targets: Vec<u32> = requests
+        .iter()
+        .map(|request| request.target.unwrap_or(u32::MAX))
+        .collect();
+    device.write(&scratch.temperatures, 0, &temperatures)?;
+    device.write(&scratch.targets, 0, &targets)?;
+    let chunks = width.div_ceil(CHUNK);
+    let (summaries, temperatures) = (scratch.chunks.address(), scratch.temperatures.address());
+    launch!(device, "sample_chunks_k256", [chunks as u32, rows as u32, 1], [512, 1, 1], 0;
+        logits.address(), temperatures, width as i32, summaries)?;
+    // The second block of a row joins its sums while the first sorts.
+    launch!(device, "sample_rows_k256", [rows as u32, 2, 1], [1024, 1, 1], 0;
+        summaries, logits.address(), temperatures, scratch.targets.address(), width as i32, first_id,
+        chunks as i32, scratch.rows.address())?;
+    let mut words = vec![0u32; rows * ROW_WORDS];
+    device.read(&scratch.rows, 0, &mut words)?;
+    Ok(words.chunks_exact(ROW_WORDS).map(row).collect())
+}
+
+/// Reads `RowSummary<256>`.
+fn row(words: &[u32]) -> (RowSummary, Option<f32>) {
+    let double = |at: usize| f64::from_bits(u64::from(words[at]) | u64::from(words[at + 1]) << 32);
+    let float = |at: usize| f32::from_bits(words[at]);
+    let count = (words[6] as usize).min(CANDIDATES);
+    let candidates = words[7..].chunks_exact(2).take(count);
+    let summary = RowSummary {
+        max: float(4),
+        sum_exp: double(0),
+        sum_exp_t: double(2),
+        candidates: candidates
+            .map(|pair| (pair[0], f32::from_bits(pair[1])))
+            .collect(),
+    };
+    let target = float(5);
+    (summary, (!target.is_nan()).then_some(target))
+}

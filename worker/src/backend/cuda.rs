@@ -1,0 +1,877 @@
+//! An NVIDIA card as a device: every operation is a launch, and nothing waits before the step's end.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use secondwind_kernels::{
+    KernelError,
+    cuda::{
+        self, Activations, Attention, AttentionBatch, AttentionLimits, AttentionScratch,
+        DenseStaging, DenseWeights, Device, Graph, Guard, KvPages, Linear, LinearCall, Memory,
+        Pinned, QuantStaging, Recording, SampleScratch, Table, Weights,
+    },
+    kv::{KvDtype, KvShape},
+    select::{
+        AttentionPath, AttentionTask, Choice, DeviceFacts, LinearPath, Phase, Precision,
+        select_attention, select_linear,
+    },
+    weights::{Dtype, QuantSpec, WeightFormat},
+};
+use secondwind_model::plan::KvDType;
+
+use super::{
+    AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, NonFinite, QuantShape,
+    QuantSink, ReducedRow, RowRequest, StepLimits, largest_group,
+};
+use crate::{
+    batch::Batch,
+    collective::{
+        Collective, CollectiveBuffer, CollectiveError, DeviceSpan,
+        nccl::{Nccl, NcclCollective},
+    },
+};
+
+/// Most tokens of a row for which a step still counts as decoding: each reads the whole cache.
+const DECODE_TOKENS: usize = 4;
+
+/// How long ranks wait for each other when they connect, and for a sum.
+const NCCL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Most tokens of a decoding step that is recorded. Larger ones keep the card busy for longer than
+/// launching takes.
+const RECORDED_TOKENS: usize = 64;
+
+/// One card.
+pub struct CudaBackend {
+    device: Device,
+    facts: DeviceFacts,
+    precision: Precision,
+    linear_path: Option<LinearPath>,
+    attention_path: Option<AttentionPath>,
+    nccl: Option<Arc<Nccl>>,
+    guard: Guard,
+    /// Widest of the loaded linears.
+    superblocks: usize,
+    /// By content: layers share them.
+    kv_heads: HashMap<Vec<u32>, (Memory<u32>, usize)>,
+    rotary: Option<(Memory<f32>, Memory<f32>)>,
+    step: Option<StepMemory>,
+    /// By tokens, from 1 on: decoding steps.
+    recordings: Vec<Option<Graph>>,
+    recording: Option<Recording>,
+}
+
+/// What a step needs beside the activations, made once.
+struct StepMemory {
+    limits: StepLimits,
+    arrays: StepArrays,
+    activations: Activations,
+    attention: AttentionScratch,
+    sample: SampleScratch,
+    /// For collectives that work in host memory.
+    host: Pinned<f32>,
+    tokens: usize,
+    logit_rows: usize,
+    phase: Phase,
+}
+
+/// The batch's arrays, at the same places in every step, written by one copy.
+struct StepArrays {
+    staging: Pinned<u32>,
+    all: Memory<u32>,
+    tokens: Memory<u32>,
+    positions: Memory<u32>,
+    slots: Memory<u32>,
+    row_of_token: Memory<u32>,
+    context_lengths: Memory<u32>,
+    logit_tokens: Memory<u32>,
+    table_offsets: Memory<u32>,
+    block_tables: Memory<u32>,
+}
+
+impl CudaBackend {
+    /// Computes on `device`; paths may be forced.
+    ///
+    /// # Errors
+    /// The card's.
+    pub fn new(
+        device: Device,
+        linear_path: Option<LinearPath>,
+        attention_path: Option<AttentionPath>,
+        nccl: Option<Arc<Nccl>>,
+    ) -> Result<Self, KernelError> {
+        let facts = DeviceFacts::Cuda {
+            arch: device.arch(),
+        };
+        for phase in [Phase::Decode, Phase::Prefill] {
+            let task = AttentionTask {
+                phase,
+                head_dim: 128,
+                kv: KvDtype::F16,
+                precision: Precision::Fast,
+            };
+            select_attention(facts, task, attention_path)?;
+        }
+        let guard = Guard::new(&device)?;
+        Ok(Self {
+            device,
+            facts,
+            precision: Precision::Exact,
+            linear_path,
+            attention_path,
+            nccl,
+            guard,
+            superblocks: 0,
+            kv_heads: HashMap::new(),
+            rotary: None,
+            step: None,
+            recordings: Vec::new(),
+            recording: None,
+        })
+    }
+
+    fn path(&self, linear: &Linear, rows: usize) -> Result<Choice<LinearPath>, KernelError> {
+        select_linear(
+            self.facts,
+            linear.shape(rows),
+            self.precision,
+            self.linear_path,
+        )
+    }
+
+    fn attention_path(
+        &self,
+        phase: Phase,
+        head_dim: usize,
+        kv: KvDtype,
+    ) -> Result<Choice<AttentionPath>, KernelError> {
+        let task = AttentionTask {
+            phase,
+            head_dim,
+            kv,
+            precision: self.precision,
+        };
+        select_attention(self.facts, task, self.attention_path)
+    }
+
+    fn step(&self) -> Result<&StepMemory, KernelError> {
+        self.step.as_ref().ok_or_else(unprepared)
+    }
+
+    /// True if every one of `readers` wants `rows` rows as 8-bit integers in their own order.
+    fn want_a8(&self, readers: &[&Linear], rows: usize) -> Result<bool, KernelError> {
+        for reader in readers {
+            let path = self.path(reader, rows)?.path;
+            if !(reader.is_plain() && path.takes_a8()) {
+                return Ok(false);
+            }
+        }
+        Ok(!readers.is_empty())
+    }
+
+    fn layer(&self, shape: &AttentionShape<'_>) -> Result<Attention<'_>, KernelError> {
+        let known = self.kv_heads.get(shape.kv_head_of_query_head);
+        let (kv_head_of_query_head, largest_group) = known.ok_or_else(unprepared)?;
+        Ok(Attention {
+            query_heads: shape.query_heads,
+            kv_head_of_query_head,
+            largest_group: *largest_group,
+        })
+    }
+
+    /// Where each query head's KV head is written down on the card.
+    fn kv_heads(&mut self, of: &[u32]) -> Result<(), KernelError> {
+        if !self.kv_heads.contains_key(of) {
+            let memory = self.device.upload(of, "the map of KV heads")?;
+            self.kv_heads
+                .insert(of.to_vec(), (memory, largest_group(of)));
+        }
+        Ok(())
+    }
+}
+
+impl CudaBackend {
+    /// The card.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// A linear of random weights, for measurements: no file and no layout in between.
+    ///
+    /// # Errors
+    /// The card's.
+    pub fn random_linear(
+        &mut self,
+        format: WeightFormat,
+        extent: (usize, usize),
+        group: usize,
+        seed: u32,
+    ) -> Result<Linear, KernelError> {
+        let linear = cuda::bench::random_linear(&self.device, format, extent, group, seed)?;
+        if let Weights::Quantised(weights) = &linear.weights {
+            self.superblocks = self.superblocks.max(weights.superblocks);
+        }
+        Ok(linear)
+    }
+
+    /// An embedding of random rows.
+    ///
+    /// # Errors
+    /// The card's.
+    pub fn random_embedding(&mut self, rows: usize, width: usize) -> Result<Table, KernelError> {
+        let format = WeightFormat::Dense(Dtype::F16);
+        let linear = self.random_linear(format, (width, rows), width, 1)?;
+        self.tied_embedding(&linear)
+    }
+}
+
+fn kernel_kv(dtype: KvDType) -> KvDtype {
+    match dtype {
+        KvDType::F32 => KvDtype::F32,
+        KvDType::F16 => KvDtype::F16,
+    }
+}
+
+fn unprepared() -> KernelError {
+    KernelError::Shape {
+        op: "step",
+        tensor: "buffers",
+        problem: "are not made yet".into(),
+    }
+}
+
+impl StepArrays {
+    fn new(device: &Device, limits: &StepLimits) -> Result<Self, KernelError> {
+        let blocks = limits.context.div_ceil(limits.block_tokens);
+        let lengths = [
+            limits.tokens,
+            limits.tokens,
+            limits.tokens,
+            limits.tokens,
+            limits.tokens,
+            limits.logit_rows.max(1),
+            limits.rows + 1,
+            limits.rows * blocks,
+        ];
+        let total = lengths.iter().sum();
+        let all: Memory<u32> = device.zeros(total, "the step's arrays")?;
+        let mut first = 0;
+        let mut parts = lengths
+            .map(|len| {
+                first += len;
+                all.part(first - len, len)
+            })
+            .into_iter();
+        let mut part = || parts.next().ok_or_else(unprepared);
+        Ok(Self {
+            staging: device.pinned(total)?,
+            tokens: part()?,
+            positions: part()?,
+            slots: part()?,
+            row_of_token: part()?,
+            context_lengths: part()?,
+            logit_tokens: part()?,
+            table_offsets: part()?,
+            block_tables: part()?,
+            all,
+        })
+    }
+
+    fn write(&mut self, device: &Device, batch: &Batch) -> Result<(), KernelError> {
+        let arrays: [(&Memory<u32>, &[u32]); 8] = [
+            (&self.tokens, &batch.tokens),
+            (&self.positions, &batch.positions),
+            (&self.slots, &batch.slots),
+            (&self.row_of_token, &batch.row_of_token),
+            (&self.context_lengths, &batch.context_lengths),
+            (&self.logit_tokens, &batch.logit_tokens),
+            (&self.table_offsets, &batch.table_offsets),
+            (&self.block_tables, &batch.block_tables),
+        ];
+        let staging = self.staging.as_mut_slice();
+        let (mut first, mut end) = (0, 0);
+        for (memory, values) in arrays {
+            end = first + values.len();
+            if values.len() > memory.len() {
+                return Err(KernelError::Length {
+                    op: "begin",
+                    tensor: "batch",
+                    expected: memory.len(),
+                    actual: values.len(),
+                });
+            }
+            staging[first..end].copy_from_slice(values);
+            first += memory.len();
+        }
+        Ok(device.write(&self.all, 0, &staging[..end])?)
+    }
+}
+
+impl QuantSink for QuantStaging {
+    fn write(
+        &mut self,
+        first: usize,
+        skip: usize,
+        rows: usize,
+        words: &[u32],
+    ) -> Result<(), KernelError> {
+        self.write_words(first, skip, rows, words)
+    }
+}
+
+impl DenseSink for DenseStaging<'_> {
+    fn write(&mut self, first: usize, data: &[u8]) -> Result<(), KernelError> {
+        self.write_rows(first, data)
+    }
+}
+
+impl Backend for CudaBackend {
+    type Buffer = Memory<f32>;
+    type Linear = Linear;
+    type Embedding = Table;
+    type KvCache = KvPages;
+
+    fn linear_choices(&self, linear: &Linear) -> Vec<String> {
+        let line = |rows| {
+            let choice = self.path(linear, rows).ok()?;
+            let format = linear.format();
+            Some(format!(
+                "{format}, {rows} rows: {} ({})",
+                choice.path, choice.reason
+            ))
+        };
+        [1, 8, 64, 512].into_iter().filter_map(line).collect()
+    }
+
+    fn attention_choice(&self, head_dim: usize, kv: KvDType) -> String {
+        let choice = |phase| match self.attention_path(phase, head_dim, kernel_kv(kv)) {
+            Ok(choice) => format!("{} ({})", choice.path, choice.reason),
+            Err(error) => error.to_string(),
+        };
+        format!(
+            "attention: decode {}; prefill {}",
+            choice(Phase::Decode),
+            choice(Phase::Prefill)
+        )
+    }
+
+    fn buffer(&mut self, elements: usize) -> Result<Memory<f32>, KernelError> {
+        Ok(self.device.zeros(elements, "activations")?)
+    }
+
+    fn upload(&mut self, values: &[f32]) -> Result<Memory<f32>, KernelError> {
+        Ok(self.device.upload(values, "a norm")?)
+    }
+
+    fn quantised<E: From<KernelError>>(
+        &mut self,
+        shape: QuantShape<'_>,
+        fill: impl FnOnce(&mut dyn QuantSink) -> Result<(), E>,
+    ) -> Result<Linear, E> {
+        let mut staging = QuantStaging::new(QuantSpec {
+            bits: shape.bits,
+            k: shape.k,
+            n: shape.n,
+            group_of_row: shape.group_of_row,
+            scales: shape.scales,
+            zeros: shape.zeros,
+            bias: shape.bias,
+        })?;
+        fill(&mut staging)?;
+        let (weights, bias) = staging.finish(&self.device)?;
+        self.superblocks = self.superblocks.max(weights.superblocks);
+        let weights = Weights::Quantised(weights);
+        Ok(Linear {
+            k: shape.k,
+            n: shape.n,
+            weights,
+            bias,
+        })
+    }
+
+    fn dense<E: From<KernelError>>(
+        &mut self,
+        dtype: Dtype,
+        k: usize,
+        n: usize,
+        bias: Option<&[f32]>,
+        fill: impl FnOnce(&mut dyn DenseSink) -> Result<(), E>,
+    ) -> Result<Linear, E> {
+        let mut staging = DenseStaging::new(&self.device, n, k * dtype.bytes())?;
+        fill(&mut staging)?;
+        let weights = DenseWeights {
+            dtype,
+            bytes: Arc::new(staging.finish()?),
+        };
+        let bias = bias.map(|bias| self.device.upload(bias, "a bias"));
+        let bias = bias.transpose().map_err(KernelError::from)?;
+        Ok(Linear {
+            k,
+            n,
+            weights: Weights::Dense(weights),
+            bias,
+        })
+    }
+
+    fn embedding<E: From<KernelError>>(
+        &mut self,
+        dtype: Dtype,
+        rows: usize,
+        width: usize,
+        fill: impl FnOnce(&mut dyn DenseSink) -> Result<(), E>,
+    ) -> Result<Table, E> {
+        let mut staging = DenseStaging::new(&self.device, rows, width * dtype.bytes())?;
+        fill(&mut staging)?;
+        Ok(Table {
+            dtype,
+            rows,
+            width,
+            bytes: Arc::new(staging.finish()?),
+        })
+    }
+
+    fn tied_embedding(&mut self, lm_head: &Linear) -> Result<Table, KernelError> {
+        let Weights::Dense(weights) = &lm_head.weights else {
+            return Err(KernelError::Shape {
+                op: "tied_embedding",
+                tensor: "lm_head",
+                problem: "is quantised, so it holds no embedding rows".into(),
+            });
+        };
+        let DenseWeights { dtype, bytes } = weights;
+        let (rows, width) = (lm_head.n, lm_head.k);
+        Ok(Table {
+            dtype: *dtype,
+            rows,
+            width,
+            bytes: bytes.clone(),
+        })
+    }
+
+    fn kv_cache(
+        &mut self,
+        blocks: usize,
+        block_tokens: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        dtype: KvDType,
+    ) -> Result<KvPages, KernelError> {
+        let dtype = kernel_kv(dtype);
+        let shape = KvShape {
+            blocks,
+            block_tokens,
+            kv_heads,
+            head_dim,
+            dtype,
+        };
+        Ok(KvPages::new(&self.device, shape)?)
+    }
+
+    fn set_rotary(&mut self, cos: Vec<f32>, sin: Vec<f32>) -> Result<(), KernelError> {
+        let table = |values: &[f32]| self.device.upload(values, "the rotary table");
+        self.rotary = Some((table(&cos)?, table(&sin)?));
+        Ok(())
+    }
+
+    fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+    }
+
+    fn prepare(&mut self, limits: &StepLimits) -> Result<(), KernelError> {
+        let device = &self.device;
+        let attention = AttentionLimits {
+            tokens: limits.tokens,
+            decode_tokens: limits.tokens.min(DECODE_TOKENS * limits.rows),
+            rows: limits.rows,
+            query_heads: limits.query_heads,
+            kv_heads: limits.kv_heads,
+            largest_group: limits.largest_group,
+            head_dim: limits.head_dim,
+            max_context: limits.context,
+        };
+        self.step = Some(StepMemory {
+            limits: *limits,
+            arrays: StepArrays::new(device, limits)?,
+            activations: Activations::new(device, limits.tokens, self.superblocks)?,
+            attention: AttentionScratch::new(device, &attention)?,
+            sample: SampleScratch::new(device, limits.logit_rows, limits.vocab)?,
+            host: device.pinned(limits.tokens * limits.hidden)?,
+            tokens: 0,
+            logit_rows: 0,
+            phase: Phase::Decode,
+        });
+        Ok(())
+    }
+
+    fn begin(&mut self, batch: &Batch) -> Result<(), KernelError> {
+        self.device.bind()?;
+        self.guard.clear(&self.device)?;
+        let step = self.step.as_mut().ok_or_else(unprepared)?;
+        step.arrays.write(&self.device, batch)?;
+        step.tokens = batch.tokens.len();
+        step.logit_rows = batch.logit_tokens.len();
+        let rows = batch.table_offsets.len().saturating_sub(1).max(1);
+        step.phase = match step.tokens <= DECODE_TOKENS * rows {
+            true => Phase::Decode,
+            false => Phase::Prefill,
+        };
+        step.activations.forget();
+        if step.phase == Phase::Prefill {
+            step.attention.write_tiles(&self.device, batch.extents())?;
+        }
+        Ok(())
+    }
+
+    fn recorded_tokens(&self) -> usize {
+        RECORDED_TOKENS
+    }
+
+    fn start_recording(&mut self) -> Result<(), KernelError> {
+        self.recording = Some(self.device.start_recording()?);
+        Ok(())
+    }
+
+    fn finish_recording(&mut self, tokens: usize) -> Result<(), KernelError> {
+        if let Some(recording) = self.recording.take() {
+            let graph = recording.finish()?;
+            let most = self.recordings.len().max(tokens + 1);
+            self.recordings.resize_with(most, || None);
+            self.recordings[tokens] = Some(graph);
+        }
+        Ok(())
+    }
+
+    fn replay(&mut self, tokens: usize) -> Result<bool, KernelError> {
+        match self.recordings.get(tokens) {
+            Some(Some(graph)) => {
+                self.device.replay(graph)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn forget_recordings(&mut self) {
+        self.recordings.clear();
+    }
+
+    fn embed(
+        &mut self,
+        table: &Table,
+        first_id: u32,
+        out: &mut Memory<f32>,
+    ) -> Result<(), KernelError> {
+        let step = self.step()?;
+        Ok(cuda::embed(
+            &self.device,
+            table,
+            first_id,
+            &step.arrays.tokens,
+            step.tokens,
+            out,
+        )?)
+    }
+
+    fn add_norm(
+        &mut self,
+        residual: &mut Memory<f32>,
+        delta: Option<&Memory<f32>>,
+        weight: &Memory<f32>,
+        width: usize,
+        eps: f32,
+        out: &mut Memory<f32>,
+        readers: &[&Linear],
+        check: Check,
+    ) -> Result<(), KernelError> {
+        let tokens = self.step()?.tokens;
+        let fused = self.want_a8(readers, tokens)?;
+        let step = self.step.as_mut().ok_or_else(unprepared)?;
+        let left = cuda::Destination {
+            f32: (!fused).then_some(&*out),
+            a8: fused.then_some(&step.activations.a8),
+        };
+        cuda::add_rms_norm(
+            &self.device,
+            residual,
+            delta,
+            weight,
+            tokens,
+            width,
+            eps,
+            left,
+            &self.guard,
+            check,
+        )?;
+        if fused {
+            step.activations.quantised_by(out, width);
+        }
+        Ok(())
+    }
+
+    fn linears(
+        &mut self,
+        x: &Memory<f32>,
+        rows: usize,
+        jobs: &mut [LinearJob<'_, Self>],
+    ) -> Result<(), KernelError> {
+        let (facts, precision, forced) = (self.facts, self.precision, self.linear_path);
+        let path_of =
+            |linear: &Linear| Ok(select_linear(facts, linear.shape(rows), precision, forced)?.path);
+        let calls: Vec<LinearCall<'_>> = jobs
+            .iter()
+            .map(|job| LinearCall {
+                weights: job.weights,
+                out: job.out,
+                check: job.check,
+            })
+            .collect();
+        let step = self.step.as_mut().ok_or_else(unprepared)?;
+        cuda::linear(
+            &self.device,
+            path_of,
+            x,
+            rows,
+            &calls,
+            &mut step.activations,
+            &self.guard,
+        )?;
+        // Whatever was kept of x in other forms is only x until x is written again.
+        step.activations.forget();
+        Ok(())
+    }
+
+    fn rotate_and_cache(
+        &mut self,
+        query: &mut Memory<f32>,
+        key: &mut Memory<f32>,
+        value: &Memory<f32>,
+        norms: Option<HeadNorms<'_, Self>>,
+        shape: &AttentionShape<'_>,
+        cache: &mut KvPages,
+    ) -> Result<(), KernelError> {
+        self.kv_heads(shape.kv_head_of_query_head)?;
+        let (cos, sin) = self.rotary.as_ref().ok_or_else(unprepared)?;
+        let norms = norms.map(|norms| cuda::HeadNorms {
+            query: norms.query,
+            key: norms.key,
+            eps: norms.eps,
+        });
+        let layer = self.layer(shape)?;
+        let batch = self.step()?.batch();
+        Ok(cuda::rope_kv(
+            &self.device,
+            query,
+            key,
+            value,
+            norms.as_ref(),
+            (cos, sin),
+            &batch,
+            layer,
+            cache,
+        )?)
+    }
+
+    fn attention(
+        &mut self,
+        query: &Memory<f32>,
+        cache: &KvPages,
+        shape: &AttentionShape<'_>,
+        out: &mut Memory<f32>,
+        check: Check,
+    ) -> Result<(), KernelError> {
+        self.kv_heads(shape.kv_head_of_query_head)?;
+        let layer = self.layer(shape)?;
+        let step = self.step()?;
+        let path = self
+            .attention_path(step.phase, shape.head_dim, cache.shape.dtype)?
+            .path;
+        cuda::attention(
+            &self.device,
+            path,
+            query,
+            cache,
+            &step.batch(),
+            layer,
+            &step.attention,
+            out,
+            &self.guard,
+            check,
+        )
+    }
+
+    fn silu_mul(
+        &mut self,
+        gate: &mut Memory<f32>,
+        up: &Memory<f32>,
+        width: usize,
+        reader: &Linear,
+        check: Check,
+    ) -> Result<(), KernelError> {
+        let tokens = self.step()?.tokens;
+        let fused = self.want_a8(&[reader], tokens)?;
+        let step = self.step.as_mut().ok_or_else(unprepared)?;
+        let left = cuda::Destination {
+            f32: None,
+            a8: fused.then_some(&step.activations.a8),
+        };
+        cuda::silu_mul(
+            &self.device,
+            gate,
+            up,
+            tokens,
+            width,
+            left,
+            &self.guard,
+            check,
+        )?;
+        if fused {
+            step.activations.quantised_by(gate, width);
+        }
+        Ok(())
+    }
+
+    fn all_reduce_sum(
+        &mut self,
+        buffer: &mut Memory<f32>,
+        elements: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), CollectiveError> {
+        if collective.world_size() == 1 {
+            return Ok(());
+        }
+        if collective.takes_device() {
+            return collective.all_reduce_sum(CollectiveBuffer::Device(DeviceSpan {
+                address: buffer.address(),
+                elements,
+                stream: self.device.stream_address(),
+            }));
+        }
+        let rank = collective.rank();
+        let failed = |what: String| CollectiveError::Device {
+            rank,
+            op: "all_reduce_sum",
+            what,
+        };
+        let step = self
+            .step
+            .as_mut()
+            .ok_or_else(|| failed(unprepared().to_string()))?;
+        let host = &mut step.host.as_mut_slice()[..elements];
+        self.device
+            .read(buffer, 0, host)
+            .map_err(|error| failed(error.to_string()))?;
+        collective.all_reduce_sum(CollectiveBuffer::Host(host))?;
+        self.device
+            .write(buffer, 0, host)
+            .map_err(|error| failed(error.to_string()))
+    }
+
+    fn join_nccl(
+        &mut self,
+        host: Box<dyn Collective>,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Box<dyn Collective>, CollectiveError> {
+        let rank = host.rank();
+        let failed = |what: String| CollectiveError::Device {
+            rank,
+            op: "nccl",
+            what,
+        };
+        let nccl = self
+            .nccl
+            .clone()
+            .ok_or_else(|| failed("this worker found no NCCL".into()))?;
+        self.device
+            .bind()
+            .map_err(|error| failed(error.to_string()))?;
+        let joined = NcclCollective::join(nccl, host, cancelled, NCCL_DEADLINE)?;
+        Ok(Box::new(joined))
+    }
+
+    fn take_logit_tokens(
+        &mut self,
+        x: &Memory<f32>,
+        width: usize,
+        out: &mut Memory<f32>,
+    ) -> Result<(), KernelError> {
+        let step = self.step()?;
+        let count = step.logit_rows;
+        Ok(cuda::take_rows(
+            &self.device,
+            x,
+            &step.arrays.logit_tokens,
+            count,
+            width,
+            out,
+        )?)
+    }
+
+    fn reduce_rows(
+        &mut self,
+        logits: &Memory<f32>,
+        width: usize,
+        first_id: u32,
+        requests: &[RowRequest],
+    ) -> Result<Vec<ReducedRow>, KernelError> {
+        let requests: Vec<_> = requests
+            .iter()
+            .map(|request| match *request {
+                RowRequest::Sample { temperature } => cuda::RowRequest {
+                    temperature,
+                    target: None,
+                },
+                RowRequest::Target { token } => cuda::RowRequest {
+                    temperature: 0.0,
+                    target: Some(token),
+                },
+            })
+            .collect();
+        let scratch = &self.step()?.sample;
+        Ok(cuda::reduce_rows(
+            &self.device,
+            logits,
+            width,
+            first_id,
+            &requests,
+            scratch,
+        )?)
+    }
+
+    fn row(
+        &mut self,
+        logits: &Memory<f32>,
+        row: usize,
+        width: usize,
+    ) -> Result<Vec<f32>, KernelError> {
+        let mut values = vec![0.0; width];
+        self.device.read(logits, row * width, &mut values)?;
+        Ok(values)
+    }
+
+    fn non_finite(&mut self, wait: bool) -> Result<Option<NonFinite>, KernelError> {
+        if !wait {
+            return Ok(None);
+        }
+        let found = self.guard.read(&self.device)?;
+        Ok(found.map(|(check, element)| NonFinite { check, element }))
+    }
+}
+
+impl StepMemory {
+    fn batch(&self) -> AttentionBatch<'_> {
+        let arrays = &self.arrays;
+        AttentionBatch {
+            block_tables: &arrays.block_tables,
+            table_offsets: &arrays.table_offsets,
+            row_of_token: &arrays.row_of_token,
+            context_lengths: &arrays.context_lengths,
+            positions: &arrays.positions,
+            slots: &arrays.slots,
+            tokens: self.tokens,
+            max_context: self.limits.context,
+        }
+    }
+}
