@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result};
 use clap::Args;
 use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, Settings};
-use secondwind_model::plan::{KvDType, Precision};
+use secondwind_model::plan::{KvDType, LmHead, Precision};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -66,6 +66,10 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
             precision: match config.text("coordinator.precision").as_deref() {
                 Some("exact") => Precision::Exact,
                 _ => Precision::Fast,
+            },
+            lm_head: match config.text("coordinator.lm_head").as_deref() {
+                Some("int8") => LmHead::Int8,
+                _ => LmHead::Fp16,
             },
             memory_reserve_bytes: config.bytes("coordinator.memory_reserve").unwrap_or(0),
             split: config.shares("coordinator.split"),

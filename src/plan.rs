@@ -51,7 +51,7 @@ pub fn run(flags: Flags, common: Common) -> Result<()> {
     for warning in checkpoint.warnings() {
         output::note(&format!("warning: {warning}"));
     }
-    let shape = checkpoint.shape()?;
+    let shape = checkpoint.shape()?.with_lm_head(settings.settings.lm_head);
     let workers = capabilities(&flags.workers, &shape)?;
     let plan = plan(&shape, &plan_settings(&settings.settings, &shape), &workers).map_err(told)?;
     if flags.json {

@@ -47,6 +47,7 @@ fn told(error: WorkerError) -> anyhow::Error {
     match error {
         WorkerError::Kernel(KernelError::PathRefused { .. })
         | WorkerError::PeerUnspecified { .. }
+        | WorkerError::Nccl(_)
         | WorkerError::CoordinatorAddress { .. } => UsageError::one(error.to_string()).into(),
         other => other.into(),
     }
@@ -72,6 +73,7 @@ pub fn meant(config: &Config) -> Result<WorkerConfig> {
             .map(|name| name.parse().map_err(KernelError::Cuda))
             .transpose()?,
         nccl_library: config.text("worker.nccl_library").map(PathBuf::from),
+        nccl_interface: config.text("worker.nccl_interface"),
         threads: config.integer("worker.threads"),
         memory_bytes: config.bytes("worker.memory"),
         peer_listen: config

@@ -7,13 +7,15 @@ use std::path::Path;
 
 use ranks::{
     Ranks, Setup, Via,
-    oracle::{check_forced, check_generated, context, folders, forced, generate, golden},
+    oracle::{
+        INT8_HEAD, check_forced, check_generated, context, folders, forced, generate, golden, near,
+    },
 };
 use secondwind_kernels::{
     isa::CpuIsa,
     select::{AttentionPath, LinearPath},
 };
-use secondwind_model::plan::KvDType;
+use secondwind_model::plan::{KvDType, LmHead};
 
 /// Everything a setup must get right on one checkpoint.
 fn check(folder: &Path, setup: &Setup) {
@@ -50,6 +52,19 @@ fn check(folder: &Path, setup: &Setup) {
 fn world_1_agrees_with_the_oracle() {
     for folder in folders() {
         check(&folder, &Setup::world(1));
+    }
+}
+
+#[test]
+fn an_int8_lm_head_stays_close() {
+    for world in [1, 2] {
+        near(
+            &Setup {
+                lm_head: LmHead::Int8,
+                ..Setup::world(world)
+            },
+            INT8_HEAD,
+        );
     }
 }
 
@@ -151,21 +166,13 @@ fn threads_do_not_change_bits() {
 
 #[test]
 fn a_half_precision_kv_cache_stays_close() {
-    let folder = &folders()[0];
-    let goldens = golden(folder);
-    let setup = Setup {
-        kv_dtype: KvDType::F16,
-        ..Setup::world(2)
-    };
-    let mut ranks = Ranks::load(folder, context(&goldens), &setup);
-    let logprobs = forced(&mut ranks, &goldens[0], 16);
-    for (position, &logprob) in logprobs.iter().enumerate() {
-        let expected = goldens[0].logprobs[position][goldens[0].tokens[position + 1] as usize];
-        assert!(
-            (logprob - expected).abs() <= 2.0e-2,
-            "position {position}: {logprob}, {expected}"
-        );
-    }
+    near(
+        &Setup {
+            kv_dtype: KvDType::F16,
+            ..Setup::world(2)
+        },
+        2.0e-2,
+    );
 }
 
 #[test]

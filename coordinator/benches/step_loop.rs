@@ -13,7 +13,7 @@ use secondwind_coordinator::{
     step_loop::{LoopSettings, StepLoop},
 };
 use secondwind_model::{
-    plan::{KvDType, PlanSettings, Precision, ShardPlan},
+    plan::{KvDType, LmHead, PlanSettings, Precision, ShardPlan},
     step::{RowResult, Sampling, Step, StepResult, TokenLogprobs},
 };
 use secondwind_proto::{step_to_wire, v1};
@@ -70,6 +70,7 @@ fn plan(sequences: usize) -> ShardPlan {
             block_tokens: 16,
             kv_dtype: KvDType::F32,
             precision: Precision::Exact,
+            lm_head: LmHead::Fp16,
             memory_reserve_bytes: 0,
             forced_split: None,
         },

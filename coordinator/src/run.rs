@@ -6,7 +6,7 @@ use secondwind_model::{
     checkpoint::Checkpoint,
     config::Architecture,
     error::CheckpointError,
-    plan::{self, KvDType, ModelShape, PlanSettings, Precision},
+    plan::{self, KvDType, LmHead, ModelShape, PlanSettings, Precision},
 };
 use tokio::{
     net::TcpListener,
@@ -69,6 +69,8 @@ pub struct Settings {
     pub kv_dtype: KvDType,
     /// Family of arithmetic.
     pub precision: Precision,
+    /// How `lm_head` is held.
+    pub lm_head: LmHead,
     /// Bytes of each device that stay free.
     pub memory_reserve_bytes: u64,
     /// Relative shares instead of the planner's own.
@@ -111,6 +113,7 @@ pub fn plan_settings(settings: &Settings, shape: &ModelShape) -> PlanSettings {
         block_tokens: 16,
         kv_dtype: settings.kv_dtype,
         precision: settings.precision,
+        lm_head: settings.lm_head,
         memory_reserve_bytes: settings.memory_reserve_bytes,
         forced_split: settings.split.clone(),
     }
@@ -134,7 +137,7 @@ impl Coordinator {
         for warning in checkpoint.warnings() {
             tracing::warn!("{warning}");
         }
-        let shape = checkpoint.shape()?;
+        let shape = checkpoint.shape()?.with_lm_head(config.settings.lm_head);
         let settings = plan_settings(&config.settings, &shape);
         plan::check_settings(&shape, &settings, config.world_size)
             .map_err(|error| CoordinatorError::Settings(error.to_string()))?;

@@ -119,8 +119,10 @@ pub struct LinearModule {
     pub axis: Axis,
     /// Elements of `n` (Column) or `k` (Row) per unit of the axis: `head_dim` for heads, 1 elsewhere.
     pub unit: usize,
-    /// How its weights are stored.
+    /// How a device holds its weights; of a checkpoint also how they are stored, unless `requantised`.
     pub format: WeightFormat,
+    /// The element type in the checkpoint, where `format` is made of unquantised weights at load.
+    pub requantised: Option<DType>,
 }
 
 /// What an unquantised tensor outside the linears is.

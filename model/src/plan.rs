@@ -50,7 +50,7 @@ pub use error::{PlanError, RankShortfall, Shortfall};
 pub use memory::{
     LinearBytes, LocalWidths, adds_bias, buffer_sizes, dtype_bytes, embedding_bytes, groups_of,
     kv_block_bytes, kv_dtype_bytes, least_blocks, linear_bytes, logit_rows, norm_bytes,
-    scratch_bytes, wanted_blocks, weight_kinds,
+    possible_weight_kinds, scratch_bytes, wanted_blocks, weight_kinds,
 };
 pub use presets::{
     Arithmetic, ArithmeticRates, CardPreset, PathFacts, PresetError, card_names, parse_bytes,
@@ -85,6 +85,17 @@ pub enum Precision {
     Fast,
 }
 
+/// How `lm_head` is held where the checkpoint has it unquantised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LmHead {
+    /// As the checkpoint stores it.
+    #[default]
+    Fp16,
+    /// Requantised at load: 8 bits, symmetric, a scale for every 128 rows of a column.
+    Int8,
+}
+
 /// What the coordinator decides for the whole group; part of the plan and its digest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanSettings {
@@ -102,6 +113,8 @@ pub struct PlanSettings {
     pub kv_dtype: KvDType,
     /// Family of arithmetic.
     pub precision: Precision,
+    /// How `lm_head` is held.
+    pub lm_head: LmHead,
     /// Bytes of each device that the plan leaves free.
     pub memory_reserve_bytes: u64,
     /// Relative shares per rank instead of the planner's own (`--split 3:1`).

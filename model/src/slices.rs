@@ -139,7 +139,12 @@ pub fn slices(shape: &ModelShape, plan: &ShardPlan, rank: usize) -> Vec<ModuleSl
         } else if tied_head {
             bias_slice(linear, &columns, bias).into_iter().collect()
         } else {
-            linear_tensors(linear, &rows, &columns, bias)
+            let head = shape.config.tie_word_embeddings && linear.requantised.is_some();
+            let stored = match shape.embedding_name().filter(|_| head) {
+                Some(embedding) => module_of(embedding),
+                None => &linear.name,
+            };
+            linear_tensors(linear, stored, &rows, &columns, bias)
         };
         let kind = if tied_head {
             SliceKind::TiedHead { index }
@@ -221,24 +226,28 @@ fn module_of(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
 }
 
+/// `stored` is the module whose unquantised weights are read: of a tied head that of the embedding.
 fn linear_tensors(
     linear: &LinearModule,
+    stored: &str,
     rows: &Range<usize>,
     columns: &Range<usize>,
     bias: bool,
 ) -> Vec<TensorSlice> {
     let mut tensors = match &linear.format {
-        WeightFormat::Dense(_) => {
+        WeightFormat::Gptq(format) if linear.requantised.is_none() => {
+            gptq_tensors(linear, format, rows, columns)
+        }
+        _ => {
             let shape = [linear.n, linear.k];
             vec![tensor(
-                &linear.name,
+                stored,
                 TensorPart::Weight,
                 shape,
                 columns.clone(),
                 rows.clone(),
             )]
         }
-        WeightFormat::Gptq(format) => gptq_tensors(linear, format, rows, columns),
     };
     tensors.extend(bias_slice(linear, columns, bias));
     tensors

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use secondwind_model::plan::{
-    KvDType, LayerPlan, PlanSettings, Precision, RankMemory, RankPlan, ShardPlan,
+    KvDType, LayerPlan, LmHead, PlanSettings, Precision, RankMemory, RankPlan, ShardPlan,
 };
 
 use crate::{WireError, index, v1};
@@ -76,6 +76,11 @@ impl From<&PlanSettings> for v1::PlanSettings {
                 Precision::Fast => v1::Precision::Fast,
             }
             .into(),
+            lm_head: match from.lm_head {
+                LmHead::Fp16 => v1::LmHead::Fp16,
+                LmHead::Int8 => v1::LmHead::Int8,
+            }
+            .into(),
             memory_reserve_bytes: from.memory_reserve_bytes,
             forced_split: from.forced_split.clone().unwrap_or_default(),
         }
@@ -112,6 +117,17 @@ impl TryFrom<v1::PlanSettings> for PlanSettings {
                         message,
                         field: "precision",
                         value: from.precision.to_string(),
+                    });
+                }
+            },
+            lm_head: match from.lm_head() {
+                v1::LmHead::Fp16 => LmHead::Fp16,
+                v1::LmHead::Int8 => LmHead::Int8,
+                v1::LmHead::Unspecified => {
+                    return Err(WireError::Invalid {
+                        message,
+                        field: "lm_head",
+                        value: from.lm_head.to_string(),
                     });
                 }
             },

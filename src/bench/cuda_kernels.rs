@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use secondwind_kernels::{
     cuda::{
         Device,
-        bench::{self, AttentionCall, Cublas},
+        bench::{self, AttentionCall, Cublas, RandomLinears},
     },
     kv::KvDtype,
     select::{
@@ -237,11 +237,16 @@ fn time_linears(
         arch: device.arch(),
     };
     let mut linears = Vec::new();
+    let weights = RandomLinears::new(device, format, (k, n), GROUP)?;
+    let half_weights = cublas.map(|cublas| cublas.weights((k, n))).transpose()?;
     for rows in ROWS {
         output::note(&format!("timing {format} {module} at {rows} rows"));
         let shape = LinearShape { format, k, n, rows };
         let chosen = select_linear(facts, shape, Precision::Fast, None)?.path;
-        let half = cublas.map(|cublas| cublas.time((k, n), rows)).transpose()?;
+        let half = cublas
+            .zip(half_weights.as_ref())
+            .map(|(cublas, weights)| cublas.time(weights, (k, n), rows))
+            .transpose()?;
         for &path in LinearPath::ALL {
             let forced = select_linear(facts, shape, Precision::Fast, Some(path));
             let Some(instruction) = path.instruction() else {
@@ -251,7 +256,7 @@ fn time_linears(
             if !forced.is_ok_and(|choice| choice.path == path) || path.most_rows() < rows {
                 continue;
             }
-            let timing = bench::time_linear(device, path, format, (k, n), GROUP, rows)?;
+            let timing = weights.time(path, rows)?;
             let bytes = timing.read_bytes as f64 + (4 * rows * (k + n)) as f64;
             let multiply_adds = rows as f64 * k as f64 * n as f64;
             linears.push(Linear {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use secondwind_kernels::cuda::bench::copy_bandwidth;
 use secondwind_model::{
-    plan::{self, KvDType, ModelShape, PlanSettings, Precision, ShardPlan},
+    plan::{self, KvDType, LmHead, ModelShape, PlanSettings, Precision, ShardPlan},
     synthetic::SyntheticModel,
 };
 use secondwind_worker::{
@@ -44,6 +44,9 @@ pub struct ModelFlags {
     /// `fast` or `exact`
     #[arg(long, value_name = "WORD", default_value = "fast")]
     precision: String,
+    /// `fp16` or `int8`
+    #[arg(long, value_name = "WORD", default_value = "fp16")]
+    lm_head: String,
     /// Sequences that decode together
     #[arg(
         long,
@@ -77,6 +80,7 @@ struct Report {
     bytes_per_token: u64,
     planned_bytes: u64,
     taken_bytes: u64,
+    recording_bytes: u64,
     paths: Vec<String>,
     prompts: Vec<Prompt>,
     decoding: Vec<Decoding>,
@@ -101,6 +105,7 @@ struct Decoding {
 struct Measured {
     copy: f64,
     taken_bytes: u64,
+    recording_bytes: u64,
     paths: Vec<String>,
     prompts: Vec<(usize, f64)>,
     decoding: Vec<(u64, f64)>,
@@ -126,7 +131,8 @@ fn measure(flags: &ModelFlags) -> Result<Report> {
             flags.shape
         ))
     })?;
-    let shape = Arc::new(model.shape().context("the shape cannot be made")?);
+    let shape = model.shape().context("the shape cannot be made")?;
+    let shape = Arc::new(shape.with_lm_head(lm_head(flags)?));
     let ordinals = ordinals(&flags.device)?;
     let cards = ordinals
         .iter()
@@ -183,6 +189,17 @@ fn ordinals(devices: &[String]) -> Result<Vec<usize>> {
     devices.iter().map(ordinal).collect()
 }
 
+fn lm_head(flags: &ModelFlags) -> Result<LmHead> {
+    match flags.lm_head.as_str() {
+        "fp16" => Ok(LmHead::Fp16),
+        "int8" => Ok(LmHead::Int8),
+        other => {
+            let message = format!("--lm-head {other}: known are fp16 and int8");
+            Err(UsageError::one(message).into())
+        }
+    }
+}
+
 fn settings(flags: &ModelFlags) -> Result<PlanSettings> {
     let sequences = flags.batch.iter().copied().max().unwrap_or(1) as usize;
     let prompt = flags.prompt.iter().copied().max().unwrap_or(0);
@@ -201,6 +218,7 @@ fn settings(flags: &ModelFlags) -> Result<PlanSettings> {
                 return Err(UsageError::one(message).into());
             }
         },
+        lm_head: lm_head(flags)?,
         memory_reserve_bytes: 0,
         forced_split: None,
     })
@@ -230,11 +248,11 @@ fn time(mut rank: BenchRank, copy: f64, batch: &[u64], prompt: &[usize]) -> Resu
             median(rank.decode(sequences, CONTEXT + 3, STEPS)?),
         ));
     }
-    let (taken_bytes, paths) = (rank.taken_bytes, rank.choices);
     Ok(Measured {
         copy,
-        taken_bytes,
-        paths,
+        taken_bytes: rank.taken_bytes,
+        recording_bytes: rank.recording_bytes,
+        paths: rank.choices,
         prompts,
         decoding,
     })
@@ -266,6 +284,7 @@ fn report(
         bytes_per_token,
         planned_bytes: memory.total(),
         taken_bytes: root.taken_bytes,
+        recording_bytes: root.recording_bytes,
         paths: root.paths,
         prompts: root
             .prompts
@@ -290,7 +309,7 @@ fn report(
 
 fn render(report: &Report) -> String {
     let mut text = format!(
-        "{}, {} on {}\n{} read per token and rank at {:.0} GB/s (copy); memory {} planned, {} taken\n\n{}\n\n",
+        "{}, {} on {}\n{} read per token and rank at {:.0} GB/s (copy); memory {} planned, {} taken, {} of it by recordings\n\n{}\n\n",
         report.shape,
         report.precision,
         report.devices.join(" + "),
@@ -298,6 +317,7 @@ fn render(report: &Report) -> String {
         report.copy_bytes_per_second / 1e9,
         output::bytes(report.planned_bytes),
         output::bytes(report.taken_bytes),
+        output::bytes(report.recording_bytes),
         report.paths.join("\n"),
     );
     let prompts: Vec<Vec<String>> = report

@@ -43,7 +43,7 @@ pub struct PlanningKeys;
 
 impl KeySet for PlanningKeys {
     fn keys() -> impl Iterator<Item = &'static Key> {
-        const NAMES: [&str; 8] = [
+        const NAMES: [&str; 9] = [
             "model",
             "split",
             "max_context_tokens",
@@ -51,6 +51,7 @@ impl KeySet for PlanningKeys {
             "max_step_tokens",
             "kv_dtype",
             "precision",
+            "lm_head",
             "memory_reserve",
         ];
         Section::Coordinator

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, Settings};
-use secondwind_model::plan::{KvDType, Precision};
+use secondwind_model::plan::{KvDType, LmHead, Precision};
 use secondwind_proto::v1::{self, inference_client::InferenceClient};
 use secondwind_worker::{Device, LocalHub, WorkerConfig};
 use tokio::{
@@ -68,6 +68,7 @@ impl Cluster {
                 max_step_tokens: 256,
                 kv_dtype: KvDType::F32,
                 precision: Precision::Exact,
+                lm_head: LmHead::Fp16,
                 memory_reserve_bytes: 0,
                 split: None,
             },
@@ -108,6 +109,7 @@ impl Cluster {
             kernels: secondwind_kernels::cuda::PackSource::default(),
             arch_override: None,
             nccl_library: None,
+            nccl_interface: None,
             threads: Some(1),
             memory_bytes: Some(1 << 30),
             peer_listen: "127.0.0.1:0".parse().unwrap(),

@@ -21,7 +21,7 @@ use secondwind_kernels::{
 use secondwind_model::{
     capabilities::{Capabilities, LinearCapability, WeightKind},
     checkpoint::Checkpoint,
-    plan::{self, KvDType, PlanSettings, Precision, ShardPlan},
+    plan::{self, KvDType, LmHead, PlanSettings, Precision, ShardPlan},
     step::{RowInput, Sampling, SequenceId, Step, StepResult, StepRow},
 };
 use secondwind_worker::{
@@ -53,6 +53,8 @@ pub enum On {
     Cpu,
     /// Card `rank`, or the only one, with the code of this architecture or its own.
     Card(Option<cuda::Arch>),
+    /// Rank 0 a card like this, the others the processor.
+    CardAndCpu(Option<cuda::Arch>),
 }
 
 /// How a test wants its ranks.
@@ -67,6 +69,7 @@ pub struct Setup {
     pub attention_path: Option<AttentionPath>,
     pub kv_dtype: KvDType,
     pub precision: Precision,
+    pub lm_head: LmHead,
     /// Instead of the plan's own.
     pub plan_digest: Option<String>,
 }
@@ -83,6 +86,7 @@ impl Setup {
             attention_path: None,
             kv_dtype: KvDType::F32,
             precision: Precision::Exact,
+            lm_head: LmHead::Fp16,
             plan_digest: None,
         }
     }
@@ -100,6 +104,7 @@ pub fn settings(max_context_tokens: usize, setup: &Setup) -> PlanSettings {
         block_tokens: BLOCK_TOKENS,
         kv_dtype: setup.kv_dtype,
         precision: setup.precision,
+        lm_head: setup.lm_head,
         memory_reserve_bytes: 0,
         forced_split: setup.split.clone(),
     }
@@ -180,7 +185,8 @@ impl Ranks {
     pub fn new(checkpoint: Arc<Checkpoint>, max_context_tokens: usize, setup: &Setup) -> Self {
         let workers = vec![capabilities(); setup.world];
         let settings = settings(max_context_tokens, setup);
-        let plan = plan::plan(&checkpoint.shape().unwrap(), &settings, &workers).unwrap();
+        let shape = checkpoint.shape().unwrap().with_lm_head(setup.lm_head);
+        let plan = plan::plan(&shape, &settings, &workers).unwrap();
         let (collectives, runtime) = collectives(setup);
         let (emit, events) = mpsc::channel();
         let version = env!("CARGO_PKG_VERSION");
@@ -195,12 +201,12 @@ impl Ranks {
                 let _ = emit.send((rank, event));
             };
             let (linear, attention) = (setup.linear_path, setup.attention_path);
-            threads.push(match setup.on {
-                On::Cpu => {
+            threads.push(match (setup.on, rank) {
+                (On::Cpu, _) | (On::CardAndCpu(_), 1..) => {
                     let backend = CpuBackend::new(setup.threads, linear, attention).unwrap();
                     spawn(backend, checkpoint, queue, tell)
                 }
-                On::Card(arch) => {
+                (On::Card(arch), _) | (On::CardAndCpu(arch), 0) => {
                     let backend =
                         CudaBackend::new(card(rank, arch), linear, attention, nccl(setup)).unwrap();
                     spawn(backend, checkpoint, queue, tell)

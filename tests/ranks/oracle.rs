@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 
-use super::{Ranks, greedy};
+use super::{Ranks, Setup, greedy};
 
 /// Largest difference in natural log-probability.
 pub const TOLERANCE: f32 = 2.0e-3;
@@ -170,6 +170,27 @@ pub fn check_generated(name: &str, golden: &Golden, output: &[Step]) {
         if *token != golden.tokens[position + 1] {
             // From here on the oracle speaks of another sequence.
             return;
+        }
+    }
+}
+
+/// How far an `lm_head` of 8 bits may move a log-probability of these small random models.
+pub const INT8_HEAD: f32 = 1.0e-1;
+
+/// Log-probabilities of every golden checkpoint's first text within `tolerance` of the oracle's.
+pub fn near(setup: &Setup, tolerance: f32) {
+    for folder in folders() {
+        let goldens = golden(&folder);
+        let golden = &goldens[0];
+        let mut ranks = Ranks::load(&folder, context(&goldens), setup);
+        for (position, logprob) in forced(&mut ranks, golden, 5).into_iter().enumerate() {
+            let target = golden.tokens[position + 1] as usize;
+            let difference = (logprob - golden.logprobs[position][target]).abs();
+            assert!(
+                difference <= tolerance,
+                "{} {setup:?}, position {position}: {difference}",
+                folder.display()
+            );
         }
     }
 }

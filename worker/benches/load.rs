@@ -7,7 +7,7 @@ use std::{process::Command, time::Instant};
 
 use secondwind_model::{
     checkpoint::Checkpoint,
-    plan::{self, KvDType, PlanSettings, Precision},
+    plan::{self, KvDType, LmHead, PlanSettings, Precision},
     slices::{byte_runs, slices},
     synthetic::SyntheticModel,
 };
@@ -62,6 +62,7 @@ fn child(size: &str, rank: &str) {
         block_tokens: 16,
         kv_dtype: KvDType::F32,
         precision: Precision::Exact,
+        lm_head: LmHead::Fp16,
         memory_reserve_bytes: 0,
         forced_split: Some(vec![1.0; world]),
     };

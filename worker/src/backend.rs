@@ -265,10 +265,15 @@ pub trait Backend {
     /// The device failed.
     fn begin(&mut self, batch: &Batch) -> Result<(), KernelError>;
 
-    /// Most tokens of a decoding step that this device runs as a recording, with sums over links that
-    /// take device memory or with none; 0 if it records nothing.
-    fn recorded_tokens(&self) -> usize {
-        0
+    /// Tokens of the decoding steps that this device wants to record, rising; none if it records nothing.
+    fn recording_sizes(&self) -> &'static [usize] {
+        &[]
+    }
+
+    /// The least size of which there is a recording that holds decoding steps of `tokens` tokens.
+    fn recorded(&self, tokens: usize) -> Option<usize> {
+        let _ = tokens;
+        None
     }
 
     /// Begins to record what is given to the device from here on, instead of running it.
@@ -288,13 +293,13 @@ pub trait Backend {
         Ok(())
     }
 
-    /// Runs the recording of decoding steps of `tokens` tokens, if there is one.
+    /// Runs the recording of decoding steps of `tokens` tokens, a size that [`Backend::recorded`] gave.
     ///
     /// # Errors
     /// The device failed.
-    fn replay(&mut self, tokens: usize) -> Result<bool, KernelError> {
+    fn replay(&mut self, tokens: usize) -> Result<(), KernelError> {
         let _ = tokens;
-        Ok(false)
+        Ok(())
     }
 
     /// Drops all recordings: the collective that they sum with is gone.

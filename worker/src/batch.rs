@@ -63,6 +63,22 @@ impl Batch {
         })
     }
 
+    /// The same decoding step with rows up to `tokens` that read and write no sequence's cache.
+    pub fn padded(&self, tokens: usize) -> Self {
+        let mut padded = self.clone();
+        let blank = Self::blank(tokens);
+        let own = self.tokens.len().min(tokens);
+        let end = self.table_offsets.last().copied().unwrap_or(0);
+        padded.tokens.extend(&blank.tokens[own..]);
+        padded.positions.extend(&blank.positions[own..]);
+        padded.slots.extend(&blank.slots[own..]);
+        padded.row_of_token.extend(&blank.row_of_token[own..]);
+        padded.context_lengths.extend(&blank.context_lengths[own..]);
+        padded.logit_tokens.extend(&blank.logit_tokens[own..]);
+        padded.table_offsets.resize(tokens + 1, end);
+        padded
+    }
+
     /// A decoding step of `tokens` tokens that reads and writes no sequence's cache.
     pub fn blank(tokens: usize) -> Self {
         let count = tokens as u32;
@@ -375,6 +391,26 @@ mod tests {
         next.input = RowInput::Sampled { step: 0, row: 0 };
         let batch = sequences.batch(&step(1, vec![next])).unwrap();
         assert_eq!((batch.tokens, batch.slots), (vec![42], vec![25]));
+    }
+
+    #[test]
+    fn a_padded_step_keeps_its_rows_and_adds_rows_without_a_cache() {
+        let mut sequences = Sequences::new(LIMITS);
+        sequences
+            .batch(&step(0, vec![row(7, 0, &[5, 6], &[3])]))
+            .unwrap();
+        let mut decoding = row(7, 2, &[9], &[]);
+        decoding.sample = greedy();
+        let batch = sequences.batch(&step(1, vec![decoding])).unwrap();
+        assert!(batch.is_decoding());
+        let padded = batch.padded(3);
+        assert_eq!(padded.tokens, [9, 0, 0]);
+        assert_eq!(padded.slots[1..], [NO_SLOT; 2]);
+        assert_eq!(padded.context_lengths, [3, 0, 0]);
+        assert_eq!(padded.row_of_token, [0, 1, 2]);
+        assert_eq!(padded.logit_tokens, [0, 1, 2]);
+        assert_eq!(padded.table_offsets, [0, 1, 1, 1]);
+        assert_eq!(batch.padded(1), batch);
     }
 
     #[test]

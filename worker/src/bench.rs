@@ -33,6 +33,8 @@ pub struct BenchRank {
     pub choices: Vec<String>,
     /// Device memory taken since before anything was loaded, after every decoding step was recorded.
     pub taken_bytes: u64,
+    /// Of these, what recordings took.
+    pub recording_bytes: u64,
 }
 
 /// Why a measurement ended.
@@ -82,6 +84,7 @@ impl BenchRank {
             max_logit_rows: settings.max_logit_rows,
         };
         let (mut shard, mut activations) = (parts.shard, parts.activations);
+        let loaded = free(&backend);
         let decoding = settings.max_sequences.min(settings.max_step_tokens);
         exec::record(
             &mut backend,
@@ -90,7 +93,7 @@ impl BenchRank {
             decoding,
             collective.as_mut(),
         )?;
-        let taken_bytes = before.saturating_sub(free(&backend));
+        let recorded = free(&backend);
         Ok(Self {
             backend,
             shard,
@@ -100,7 +103,8 @@ impl BenchRank {
             sequences: Sequences::new(limits),
             next_step: 0,
             choices: parts.choices,
-            taken_bytes,
+            taken_bytes: before.saturating_sub(recorded),
+            recording_bytes: loaded.saturating_sub(recorded),
         })
     }
 

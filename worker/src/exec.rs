@@ -185,7 +185,7 @@ pub fn forward<B: Backend>(
     }
 }
 
-/// Runs every size of decoding step once, records it and replays it, so that nothing is left to be
+/// Runs every size of decoding step that the device wants once, records it and replays it, so that nothing is left to be
 /// made or loaded when the first real step comes. All ranks do so in the same order.
 ///
 /// # Errors
@@ -202,7 +202,10 @@ pub fn record<B: Backend>(
         // A sum over the host cannot be recorded.
         return Ok(());
     }
-    for tokens in 1..=max_tokens.min(backend.recorded_tokens()) {
+    let sizes = backend.recording_sizes();
+    let most = sizes.last().map_or(0, |most| max_tokens.min(*most));
+    let below = sizes.iter().copied().take_while(|size| *size < most);
+    for tokens in below.chain((most > 0).then_some(most)) {
         let batch = Batch::blank(tokens);
         forward(backend, shard, activations, &batch, collective)?;
         let mut pass = Pass::new(backend, shard, &batch, collective);
@@ -277,17 +280,20 @@ impl<'a, B: Backend> Pass<'a, B> {
         a: &mut Activations<B>,
         batch: &Batch,
     ) -> Result<(), Stop> {
-        self.run("begin", |backend| backend.begin(batch))?;
-        let tokens = self.tokens;
-        if batch.is_decoding() {
+        let recorded = match batch.is_decoding() {
+            true => self.backend.recorded(self.tokens),
+            false => None,
+        };
+        if let Some(size) = recorded {
+            self.run("begin", |backend| backend.begin(&batch.padded(size)))?;
             let place = self.place("replay");
             self.collective
                 .expect_device_sums()
                 .map_err(|source| ExecError::Collective { place, source })?;
-            if self.run("replay", |backend| backend.replay(tokens))? {
-                return self.settle(true);
-            }
+            self.run("replay", |backend| backend.replay(size))?;
+            return self.settle(true);
         }
+        self.run("begin", |backend| backend.begin(batch))?;
         self.give(shard, a, batch)?;
         self.settle(true)
     }

@@ -3,6 +3,7 @@
 mod assemble;
 mod random;
 mod read;
+mod requantise;
 
 use std::collections::BTreeSet;
 
@@ -26,6 +27,7 @@ use crate::{
 use assemble::{ModelParts, activations, assemble, set_rotary};
 pub use random::random;
 use read::Reader;
+use requantise::Requantised;
 
 /// A rank's part, ready to run.
 pub struct Parts<B: Backend> {
@@ -108,7 +110,7 @@ pub fn load<B: Backend>(
     rank: usize,
     mut progress: impl FnMut(u64, u64) -> bool,
 ) -> Result<Parts<B>, LoadError> {
-    let shape = checkpoint.shape()?;
+    let shape = checkpoint.shape()?.with_lm_head(plan.settings.lm_head);
     plan.check(&shape).map_err(|error| LoadError::Plan {
         what: error.to_string(),
     })?;
@@ -231,9 +233,12 @@ impl<B: Backend> Loader<'_, '_, B> {
             SliceKind::TiedHead { .. } => {}
             SliceKind::Linear { index, role } => {
                 let module = &self.shape.linears[index];
-                let linear = match &module.format {
-                    WeightFormat::Dense(dtype) => self.dense(slice, *dtype)?,
-                    WeightFormat::Gptq(format) => self.quantised(slice, module, format)?,
+                let linear = match (&module.format, module.requantised) {
+                    (WeightFormat::Dense(dtype), _) => self.dense(slice, *dtype)?,
+                    (WeightFormat::Gptq(format), None) => self.quantised(slice, module, format)?,
+                    (WeightFormat::Gptq(format), Some(dtype)) => {
+                        self.requantised(slice, format, dtype)?
+                    }
                 };
                 self.note(&linear);
                 let place = parts
@@ -305,6 +310,33 @@ impl<B: Backend> Loader<'_, '_, B> {
                 Ok(sink.write(window.first, window.skip, window.rows, words)?)
             })
         })
+    }
+
+    /// Unquantised weights, made into 8-bit ones.
+    fn requantised(
+        &mut self,
+        slice: &ModuleSlice,
+        format: &GptqFormat,
+        dtype: DType,
+    ) -> Result<B::Linear, LoadError> {
+        let (k, n) = (slice.rows.len(), slice.columns.len());
+        let bias = self.bias(slice)?;
+        let mut made = Requantised::new(k, n, format.group_size.unwrap_or(k));
+        self.reader.dense(slice, |first, data| {
+            made.write(first, &gptq::floats(dtype, data));
+            Ok(())
+        })?;
+        let shape = QuantShape {
+            bits: format.bits,
+            k,
+            n,
+            group_of_row: &made.group_of_row(),
+            scales: &made.scales,
+            zeros: &vec![u16::from(format.middle()); made.scales.len()],
+            bias: bias.as_deref(),
+        };
+        self.backend
+            .quantised(shape, |sink| Ok(sink.write(0, 0, k, &made.words)?))
     }
 
     /// (k) for each input row of this rank, its row among the groups that are read.

@@ -32,7 +32,7 @@ use crate::{
     collective::{
         grpc::{PeerHub, chain},
         local::LocalHub,
-        nccl::Nccl,
+        nccl::{self, Nccl, NcclError},
     },
     engine::{self, Event, Order},
     session::{Ended, Meetings, Session},
@@ -83,6 +83,8 @@ pub struct WorkerConfig {
     pub arch_override: Option<Arch>,
     /// NCCL by path instead of by name.
     pub nccl_library: Option<PathBuf>,
+    /// Network interface of NCCL's sockets; `None` is the one that has `peer_listen`'s address.
+    pub nccl_interface: Option<String>,
     /// Threads of the kernels; `None` is one per core.
     pub threads: Option<usize>,
     /// Memory that plans may use; `None` is what the device has free.
@@ -112,6 +114,9 @@ pub enum WorkerError {
     /// The device cannot be used.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// NCCL cannot be used as asked.
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
     /// The address for peers is taken or not this machine's.
     #[error("cannot listen for peers on {address}: {source}")]
     PeerListen {
@@ -184,7 +189,12 @@ pub async fn run(
                 None => capabilities::measure_cuda(&shape, &device, config.linear_path)?,
             };
             let nccl = match Nccl::open(config.nccl_library.as_deref()) {
-                Ok(nccl) => Some(Arc::new(nccl)),
+                Ok(nccl) => {
+                    let (named, address) = (&config.nccl_interface, config.peer_listen.ip());
+                    let interface = nccl::choose_interface(named.as_deref(), address)?;
+                    tracing::info!(version = nccl.version(), interface, "NCCL");
+                    Some(Arc::new(nccl))
+                }
                 Err(error) => {
                     tracing::info!("groups of several ranks will sum over gRPC: {error}");
                     None

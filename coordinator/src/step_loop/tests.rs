@@ -9,7 +9,7 @@ use std::{
 };
 
 use secondwind_model::{
-    plan::{KvDType, PlanSettings, Precision, ShardPlan},
+    plan::{KvDType, LmHead, PlanSettings, Precision, ShardPlan},
     step::{RowResult, Sampling, Step, StepResult, TokenLogprobs},
 };
 use secondwind_proto::v1;
@@ -107,6 +107,7 @@ fn plan(kv_blocks: usize) -> Arc<ShardPlan> {
             block_tokens: 16,
             kv_dtype: KvDType::F32,
             precision: Precision::Exact,
+            lm_head: LmHead::Fp16,
             memory_reserve_bytes: 0,
             forced_split: None,
         },

@@ -1,6 +1,11 @@
 //! A card: its driver, its memory, its loaded kernels. The only file that calls the driver.
 
-use std::{collections::HashMap, ffi::c_void, marker::PhantomData, sync::Arc};
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    marker::PhantomData,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaStream, DriverError, result, sys,
@@ -11,6 +16,11 @@ use super::{Arch, CudaError, Form, PackSource};
 
 /// The oldest driver whose CUDA version runs code of a 12.x compiler: any of 12.x does.
 const DRIVER_FLOOR: i32 = 12000;
+
+/// Bytes of a [`Chunk`]; what is larger lies alone.
+const CHUNK_BYTES: usize = 64 << 20;
+/// Of every buffer's address, as the driver's own.
+const ALIGNMENT: usize = 256;
 
 /// What a card is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -34,6 +44,7 @@ pub struct Device {
     kernels: HashMap<String, CudaFunction>,
     facts: CardFacts,
     arch: Arch,
+    chunks: Mutex<Vec<Chunk>>,
 }
 
 /// `len` elements of device memory, freed with the last part of its allocation.
@@ -47,6 +58,13 @@ pub struct Memory<T> {
 struct Allocation {
     address: sys::CUdeviceptr,
     context: Arc<CudaContext>,
+}
+
+/// Device memory that many buffers share. What is left of it is only ever given out once, so nothing
+/// needs to wait for work on a buffer that went away; it is freed with the last of them.
+struct Chunk {
+    allocation: Weak<Allocation>,
+    used: usize,
 }
 
 /// Page-locked host memory, which the card copies from without the driver's help.
@@ -203,6 +221,7 @@ impl Device {
             kernels,
             facts,
             arch,
+            chunks: Mutex::default(),
         })
     }
 
@@ -246,7 +265,57 @@ impl Device {
         self.bind()?;
         // A buffer of nothing still has an address.
         let bytes = (len * size_of::<T>()).max(1);
-        // SAFETY: the address is checked by the driver and freed by `Memory`; zeroing covers it all.
+        let (address, allocation) = self.place(bytes.next_multiple_of(ALIGNMENT), what)?;
+        let memory = Memory {
+            address,
+            len,
+            allocation,
+            of: PhantomData,
+        };
+        // SAFETY: the range lies within the allocation.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
+            .map_err(|error| driver_error(format!("clear {what}"), error))?;
+        Ok(memory)
+    }
+
+    /// Room for `bytes`: in a chunk that has some left, or in memory of its own. The driver hands out
+    /// whole pages of 2 MiB, which would cost a model's many small tensors a twentieth of its size.
+    fn place(
+        &self,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<(sys::CUdeviceptr, Arc<Allocation>), CudaError> {
+        if bytes > CHUNK_BYTES {
+            let own = self.allocate(bytes, what)?;
+            return Ok((own.address, own));
+        }
+        // Between statements the list is as it should be, so a panic elsewhere does not spoil it.
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        chunks.retain(|chunk| chunk.allocation.strong_count() > 0);
+        for chunk in chunks.iter_mut() {
+            if chunk.used + bytes <= CHUNK_BYTES
+                && let Some(allocation) = chunk.allocation.upgrade()
+            {
+                let address = allocation.address + chunk.used as u64;
+                chunk.used += bytes;
+                return Ok((address, allocation));
+            }
+        }
+        // A card that has no room for a chunk may have room for this.
+        let (allocation, used) = match self.allocate(CHUNK_BYTES, what) {
+            Ok(allocation) => (allocation, bytes),
+            Err(CudaError::OutOfMemory { .. }) => (self.allocate(bytes, what)?, CHUNK_BYTES),
+            Err(error) => return Err(error),
+        };
+        chunks.push(Chunk {
+            allocation: Arc::downgrade(&allocation),
+            used,
+        });
+        Ok((allocation.address, allocation))
+    }
+
+    fn allocate(&self, bytes: usize, what: &'static str) -> Result<Arc<Allocation>, CudaError> {
+        // SAFETY: the address is checked by the driver, and freed once, by `Allocation`.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(|error| {
             match error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                 true => CudaError::OutOfMemory {
@@ -257,20 +326,10 @@ impl Device {
                 false => driver_error(format!("take {bytes} bytes for {what}"), error),
             }
         })?;
-        let allocation = Arc::new(Allocation {
+        Ok(Arc::new(Allocation {
             address,
             context: self.context.clone(),
-        });
-        let memory = Memory {
-            address,
-            len,
-            allocation,
-            of: PhantomData,
-        };
-        // SAFETY: as above.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
-            .map_err(|error| driver_error(format!("clear {what}"), error))?;
-        Ok(memory)
+        }))
     }
 
     /// A copy of `values`, complete when this returns.
@@ -561,7 +620,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         // A context that fails takes its memory with it: nothing is left to do about an error.
         let _ = self.context.bind_to_thread();
-        // SAFETY: allocated by `Device::zeros`, freed once; the driver waits for work that uses it.
+        // SAFETY: allocated by `Device::allocate`, freed once; the driver waits for work that uses it.
         let _ = unsafe { result::free_sync(self.address) };
     }
 }

@@ -43,6 +43,7 @@ impl ImpliedLinear {
             axis,
             unit,
             format,
+            requantised: None,
         }
     }
 }

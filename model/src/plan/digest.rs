@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use super::{KvDType, LayerPlan, PlanSettings, Precision, RankMemory, RankPlan, ShardPlan};
+use super::{KvDType, LayerPlan, LmHead, PlanSettings, Precision, RankMemory, RankPlan, ShardPlan};
 
 /// SHA-256, in lower-case hex, over the plan, the checkpoint digest and the program's version.
 ///
@@ -98,6 +98,7 @@ impl Writer {
             block_tokens,
             kv_dtype,
             precision,
+            lm_head,
             memory_reserve_bytes,
             forced_split,
         } = settings;
@@ -117,6 +118,10 @@ impl Writer {
         self.integer(match precision {
             Precision::Exact => 0,
             Precision::Fast => 1,
+        });
+        self.integer(match lm_head {
+            LmHead::Fp16 => 0,
+            LmHead::Int8 => 1,
         });
         self.integer(*memory_reserve_bytes);
         let shares = forced_split.as_deref().unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::shape::{act_order, attention};
-use super::{KvDType, ModelShape, PlanSettings, RankMemory, ShardPlan};
+use super::{KvDType, LmHead, ModelShape, PlanSettings, RankMemory, ShardPlan};
 use crate::capabilities::{Capabilities, Layout, WeightKind};
 use crate::config::ModelConfig;
 use crate::modules::{
@@ -335,6 +335,17 @@ pub fn weight_kinds(shape: &ModelShape) -> Vec<WeightKind> {
     let mut kinds = Vec::new();
     for linear in &shape.linears {
         let kind = WeightKind::from(&linear.format);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds
+}
+
+/// Weight kinds that any plan of a model may need: `lm_head` may be requantised.
+pub fn possible_weight_kinds(shape: &ModelShape) -> Vec<WeightKind> {
+    let mut kinds = weight_kinds(shape);
+    for kind in weight_kinds(&shape.clone().with_lm_head(LmHead::Int8)) {
         if !kinds.contains(&kind) {
             kinds.push(kind);
         }

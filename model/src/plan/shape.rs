@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{PlanError, ShardPlan};
+use super::{LmHead, PlanError, ShardPlan};
 use crate::config::{AttentionKind, MlpKind, ModelConfig, RopeScaling};
 use crate::modules::{
     Axis, DType, GptqFormat, LinearModule, LinearRole, ModuleList, PlainRole, PlainTensor, Split,
-    WeightFormat,
+    WeightFormat, ZeroPoints,
 };
 
 /// A model, whole: what planning and slicing read.
@@ -21,6 +21,15 @@ pub struct ModelShape {
     pub plain: Vec<PlainTensor>,
 }
 
+/// What an unquantised `lm_head` is made into.
+const REQUANTISED: GptqFormat = GptqFormat {
+    bits: 8,
+    group_size: Some(128),
+    sym: true,
+    desc_act: false,
+    zeros: ZeroPoints::Exact,
+};
+
 impl ModelShape {
     /// The shape of a model of these modules.
     pub fn new(config: ModelConfig, modules: &ModuleList) -> Self {
@@ -31,13 +40,35 @@ impl ModelShape {
         }
     }
 
+    /// The shape with an unquantised `lm_head` held as `held` says.
+    #[must_use]
+    pub fn with_lm_head(mut self, held: LmHead) -> Self {
+        let heads = self
+            .linears
+            .iter_mut()
+            .filter(|linear| linear.role == LinearRole::LmHead && held == LmHead::Int8);
+        for head in heads {
+            if let WeightFormat::Dense(dtype) = head.format {
+                head.format = WeightFormat::Gptq(REQUANTISED);
+                head.requantised = Some(dtype);
+            }
+        }
+        self
+    }
+
+    fn embedding(&self) -> Option<&PlainTensor> {
+        let mut plain = self.plain.iter();
+        plain.find(|tensor| tensor.role == PlainRole::Embedding)
+    }
+
     /// Element type of the embedding as stored; 16-bit when the list has none.
     pub fn embedding_dtype(&self) -> DType {
-        let embedding = self
-            .plain
-            .iter()
-            .find(|tensor| tensor.role == PlainRole::Embedding);
-        embedding.map_or(DType::F16, |tensor| tensor.dtype)
+        self.embedding().map_or(DType::F16, |tensor| tensor.dtype)
+    }
+
+    /// The tensor that holds the embedding.
+    pub(crate) fn embedding_name(&self) -> Option<&str> {
+        self.embedding().map(|tensor| tensor.name.as_str())
     }
 
     /// The embedding is read from `lm_head`'s storage: tied, and not quantised.

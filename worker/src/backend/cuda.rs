@@ -1,7 +1,7 @@
 //! An NVIDIA card as a device: every operation is a launch, and nothing waits before the step's end.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -40,9 +40,9 @@ const DECODE_TOKENS: usize = 4;
 /// How long ranks wait for each other when they connect, and for a sum.
 const NCCL_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Most tokens of a decoding step that is recorded. Larger ones keep the card busy for longer than
-/// launching takes.
-const RECORDED_TOKENS: usize = 64;
+/// Tokens of recorded decoding steps; others are padded to the next. Few rows cost what their kernels'
+/// next size costs. Steps past the last keep the card busy for longer than launching takes.
+const RECORDING_SIZES: [usize; 12] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64];
 
 /// One card.
 pub struct CudaBackend {
@@ -59,8 +59,8 @@ pub struct CudaBackend {
     kv_heads: HashMap<Vec<u32>, (Memory<u32>, usize)>,
     rotary: Option<(Memory<f32>, Memory<f32>)>,
     step: Option<StepMemory>,
-    /// By tokens, from 1 on: decoding steps.
-    recordings: Vec<Option<Graph>>,
+    /// By tokens: decoding steps.
+    recordings: BTreeMap<usize, Graph>,
     recording: Option<Recording>,
 }
 
@@ -128,7 +128,7 @@ impl CudaBackend {
             kv_heads: HashMap::new(),
             rotary: None,
             step: None,
-            recordings: Vec::new(),
+            recordings: BTreeMap::new(),
             recording: None,
         })
     }
@@ -525,8 +525,13 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn recorded_tokens(&self) -> usize {
-        RECORDED_TOKENS
+    fn recording_sizes(&self) -> &'static [usize] {
+        &RECORDING_SIZES
+    }
+
+    fn recorded(&self, tokens: usize) -> Option<usize> {
+        let (size, _) = self.recordings.range(tokens..).next()?;
+        Some(*size)
     }
 
     fn start_recording(&mut self) -> Result<(), KernelError> {
@@ -536,22 +541,14 @@ impl Backend for CudaBackend {
 
     fn finish_recording(&mut self, tokens: usize) -> Result<(), KernelError> {
         if let Some(recording) = self.recording.take() {
-            let graph = recording.finish()?;
-            let most = self.recordings.len().max(tokens + 1);
-            self.recordings.resize_with(most, || None);
-            self.recordings[tokens] = Some(graph);
+            self.recordings.insert(tokens, recording.finish()?);
         }
         Ok(())
     }
 
-    fn replay(&mut self, tokens: usize) -> Result<bool, KernelError> {
-        match self.recordings.get(tokens) {
-            Some(Some(graph)) => {
-                self.device.replay(graph)?;
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
+    fn replay(&mut self, tokens: usize) -> Result<(), KernelError> {
+        let graph = self.recordings.get(&tokens).ok_or_else(unprepared)?;
+        Ok(self.device.replay(graph)?)
     }
 
     fn forget_recordings(&mut self) {

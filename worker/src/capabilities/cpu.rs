@@ -10,7 +10,7 @@ use secondwind_kernels::{
 };
 use secondwind_model::{
     capabilities::{Capabilities, LinearCapability, WeightKind},
-    plan::{ModelShape, weight_kinds},
+    plan::{ModelShape, possible_weight_kinds},
 };
 
 use super::{ROW_BUCKETS, bytes_per_weight, kernel_format};
@@ -35,7 +35,7 @@ pub fn measure_cpu(
 ) -> Result<Capabilities, KernelError> {
     let pool = ThreadPool::new(threads)?;
     let device = DeviceFacts::this_cpu();
-    let kinds = weight_kinds(shape);
+    let kinds = possible_weight_kinds(shape);
     let widest = shape
         .linears
         .iter()

@@ -2,12 +2,15 @@
 
 use secondwind_kernels::{
     KernelError,
-    cuda::{Activations, Device, LayoutFacts, SUPERBLOCK_ROWS, bench},
+    cuda::{
+        Activations, Device, LayoutFacts, SUPERBLOCK_ROWS,
+        bench::{self, RandomLinears},
+    },
     select::{DeviceFacts, LinearPath, LinearShape, Precision, select_linear},
 };
 use secondwind_model::{
     capabilities::{Capabilities, LinearCapability},
-    plan::{ModelShape, weight_kinds},
+    plan::{ModelShape, possible_weight_kinds},
 };
 
 use super::{ROW_BUCKETS, kernel_format};
@@ -41,10 +44,11 @@ pub fn measure_cuda(
         .unwrap_or(0);
     let superblocks = widest.div_ceil(SUPERBLOCK_ROWS);
     let mut linears = Vec::new();
-    for kind in weight_kinds(shape) {
+    let (k, n) = TIMED;
+    for kind in possible_weight_kinds(shape) {
+        let format = kernel_format(kind);
+        let weights = RandomLinears::new(device, format, TIMED, SUPERBLOCK_ROWS)?;
         for max_rows in ROW_BUCKETS {
-            let format = kernel_format(kind);
-            let (k, n) = TIMED;
             let timed = LinearShape {
                 format,
                 k,
@@ -52,8 +56,7 @@ pub fn measure_cuda(
                 rows: max_rows,
             };
             let path = select_linear(facts, timed, Precision::Fast, linear_path)?.path;
-            let timing =
-                bench::time_linear(device, path, format, TIMED, SUPERBLOCK_ROWS, max_rows)?;
+            let timing = weights.time(path, max_rows)?;
             let layout = LayoutFacts::of(format);
             linears.push(LinearCapability {
                 weights: kind,

@@ -8,6 +8,7 @@
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
+    net::IpAddr,
     path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -111,6 +112,14 @@ pub enum NcclError {
         /// Its version.
         version: String,
     },
+    /// No interface is as asked.
+    #[error("no network interface is or has {wanted}; there are {known} (worker.nccl_interface)")]
+    Interface {
+        /// A name or an address.
+        wanted: String,
+        /// The interfaces that there are.
+        known: String,
+    },
     /// A call failed.
     #[error("{op}: {what}")]
     Call {
@@ -180,6 +189,34 @@ impl Nccl {
             what: words.to_string_lossy().into_owned(),
         }
     }
+}
+
+/// Has NCCL's sockets, which know no authentication, use one interface only: the named one, what the
+/// environment says already, or the one that has `address`. Gives the interface's name.
+///
+/// # Errors
+/// [`NcclError::Interface`] if there is no such interface.
+pub fn choose_interface(named: Option<&str>, address: IpAddr) -> Result<String, NcclError> {
+    const VARIABLE: &str = "NCCL_SOCKET_IFNAME";
+    if let (None, Ok(set)) = (named, std::env::var(VARIABLE)) {
+        return Ok(set);
+    }
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let chosen = interfaces.iter().find(|interface| match named {
+        Some(name) => interface.name == name,
+        None => interface.ip() == address,
+    });
+    let Some(chosen) = chosen else {
+        let mut known: Vec<_> = interfaces.iter().map(|it| it.name.as_str()).collect();
+        known.dedup();
+        return Err(NcclError::Interface {
+            wanted: named.map_or_else(|| address.to_string(), str::to_owned),
+            known: known.join(", "),
+        });
+    };
+    // SAFETY: comes before the worker's own threads start; the runtime's read no environment meanwhile.
+    unsafe { std::env::set_var(VARIABLE, format!("={}", chosen.name)) };
+    Ok(chosen.name.clone())
 }
 
 fn parts(version: c_int) -> (i32, i32, i32) {
@@ -501,6 +538,14 @@ mod tests {
     fn a_missing_library_is_a_sentence() {
         let error = Nccl::open(Some(Path::new("/nowhere/libnccl.so.2"))).unwrap_err();
         assert!(error.to_string().contains("nvidia-nccl-cu12"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_interface_is_refused_with_those_that_there_are() {
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let error = choose_interface(Some("nowhere0"), address).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("nowhere0") && text.contains("lo"), "{text}");
     }
 
     #[test]

@@ -103,16 +103,28 @@ impl<'a> Cublas<'a> {
         }
     }
 
-    /// Seconds of a product of (rows, k) by the transpose of (n, k), f16 with sums in fp32.
+    /// Random f16 weights of shape (n, k), as many copies as no cache of the card holds.
+    ///
+    /// # Errors
+    /// The card's.
+    pub fn weights(&self, (k, n): (usize, usize)) -> Result<Vec<Memory<u8>>, CudaError> {
+        let copies = COLD_BYTES.div_ceil(2 * k * n).clamp(1, 8);
+        (1..=copies as u32)
+            .map(|seed| random_halves(self.device, n * k, seed))
+            .collect()
+    }
+
+    /// Seconds of a product of (rows, k) by the transpose of (n, k) weights, with sums in fp32.
     ///
     /// # Errors
     /// The card's, or the library's.
-    pub fn time(&self, (k, n): (usize, usize), rows: usize) -> Result<f64, CudaError> {
+    pub fn time(
+        &self,
+        weights: &[Memory<u8>],
+        (k, n): (usize, usize),
+        rows: usize,
+    ) -> Result<f64, CudaError> {
         let device = self.device;
-        let copies = COLD_BYTES.div_ceil(2 * k * n).clamp(1, 8);
-        let weights = (0..copies)
-            .map(|copy| random_halves(device, n * k, 1 + copy as u32))
-            .collect::<Result<Vec<_>, _>>()?;
         let x = random_halves(device, rows * k, 99)?;
         let out = device.zeros::<u16>(rows * n, "a product")?;
         let (one, zero) = (1.0f32, 0.0f32);

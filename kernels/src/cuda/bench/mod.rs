@@ -59,69 +59,89 @@ pub fn launch_seconds(device: &Device) -> Result<f64, CudaError> {
     Ok(median(device, || device.replay(&graph))? / LAUNCHES as f64)
 }
 
-/// Times one product of random weights of this shape by `path`; the quantisation of its
-/// activations is part of it.
-///
-/// # Errors
-/// A path that is not for such weights, or the card's.
-pub fn time_linear(
-    device: &Device,
-    path: LinearPath,
+/// Random weights of one shape, as many copies as no cache of the card holds.
+pub struct RandomLinears<'a> {
+    device: &'a Device,
     format: WeightFormat,
-    (k, n): (usize, usize),
-    group: usize,
-    rows: usize,
-) -> Result<LinearTiming, KernelError> {
-    let first = random_linear(device, format, (k, n), group, 1)?;
-    let bytes = first.read_bytes();
-    let copies = (COLD_BYTES as u64)
-        .div_ceil(bytes)
-        .clamp(1, MAX_LAUNCHES as u64);
-    let mut weights = vec![first];
-    for seed in 2..=copies {
-        weights.push(random_linear(device, format, (k, n), group, seed as u32)?);
-    }
-    let x: Vec<f32> = random(7)
-        .take(rows * k)
-        .map(|word| word as f32 / 2e9 - 1.0)
-        .collect();
-    let x = device.upload(&x, "activations")?;
-    let out = device.zeros(rows * n, "a product")?;
-    let guard = Guard::new(device)?;
-    let mut activations = Activations::new(device, rows, k.div_ceil(SUPERBLOCK_ROWS))?;
-    let mut run = |weights: &Linear| {
-        activations.forget();
-        let call = LinearCall {
-            weights,
-            out: &out,
-            check: 0,
-        };
-        linear(
+    weights: Vec<Linear>,
+}
+
+impl<'a> RandomLinears<'a> {
+    /// Makes them.
+    ///
+    /// # Errors
+    /// The card's.
+    pub fn new(
+        device: &'a Device,
+        format: WeightFormat,
+        extent: (usize, usize),
+        group: usize,
+    ) -> Result<Self, CudaError> {
+        let first = random_linear(device, format, extent, group, 1)?;
+        let copies = (COLD_BYTES as u64)
+            .div_ceil(first.read_bytes())
+            .clamp(1, MAX_LAUNCHES as u64);
+        let mut weights = vec![first];
+        for seed in 2..=copies {
+            weights.push(random_linear(device, format, extent, group, seed as u32)?);
+        }
+        Ok(Self {
             device,
-            |_| Ok(path),
-            &x,
+            format,
+            weights,
+        })
+    }
+
+    /// Times one product of `rows` rows by `path`; the quantisation of its activations is part of it.
+    ///
+    /// # Errors
+    /// A path that is not for such weights, or the card's.
+    pub fn time(&self, path: LinearPath, rows: usize) -> Result<LinearTiming, KernelError> {
+        let (device, weights) = (self.device, &self.weights);
+        let Linear { k, n, .. } = weights[0];
+        let x: Vec<f32> = random(7)
+            .take(rows * k)
+            .map(|word| word as f32 / 2e9 - 1.0)
+            .collect();
+        let x = device.upload(&x, "activations")?;
+        let out = device.zeros(rows * n, "a product")?;
+        let guard = Guard::new(device)?;
+        let mut activations = Activations::new(device, rows, k.div_ceil(SUPERBLOCK_ROWS))?;
+        let mut run = |weights: &Linear| {
+            activations.forget();
+            let call = LinearCall {
+                weights,
+                out: &out,
+                check: 0,
+            };
+            linear(
+                device,
+                |_| Ok(path),
+                &x,
+                rows,
+                &[call],
+                &mut activations,
+                &guard,
+            )
+        };
+        // The first launch of a kernel loads it, which cannot be recorded.
+        run(&weights[0])?;
+        device.synchronize()?;
+        let launches = weights.len().max(4);
+        let graph = device.record(|| {
+            (0..launches).try_for_each(|launch| run(&weights[launch % weights.len()]))
+        })?;
+        let seconds = median(device, || device.replay(&graph))? / launches as f64;
+        Ok(LinearTiming {
+            path,
+            format: self.format,
+            k,
+            n,
             rows,
-            &[call],
-            &mut activations,
-            &guard,
-        )
-    };
-    // The first launch of a kernel loads it, which cannot be recorded.
-    run(&weights[0])?;
-    device.synchronize()?;
-    let launches = weights.len().max(4);
-    let graph = device
-        .record(|| (0..launches).try_for_each(|launch| run(&weights[launch % weights.len()])))?;
-    let seconds = median(device, || device.replay(&graph))? / launches as f64;
-    Ok(LinearTiming {
-        path,
-        format,
-        k,
-        n,
-        rows,
-        read_bytes: bytes,
-        seconds,
-    })
+            read_bytes: weights[0].read_bytes(),
+            seconds,
+        })
+    }
 }
 
 /// A linear with random codes, for measurements.

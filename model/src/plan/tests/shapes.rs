@@ -9,7 +9,9 @@ use crate::modules::{
     Axis, DType, GptqFormat, LinearModule, LinearRole, ModuleList, PlainRole, PlainTensor, Split,
     WeightFormat, ZeroPoints,
 };
-use crate::plan::{Arithmetic, KvDType, ModelShape, PathFacts, PlanSettings, Precision, preset};
+use crate::plan::{
+    Arithmetic, KvDType, LmHead, ModelShape, PathFacts, PlanSettings, Precision, preset,
+};
 
 /// Sizes of a dense Qwen.
 #[derive(Clone, Copy, Debug)]
@@ -159,6 +161,7 @@ pub(crate) fn shape_of(
                 axis,
                 unit,
                 format,
+                requantised: None,
             });
         };
         use {Axis::*, LinearRole as Role, Split::*};
@@ -248,6 +251,7 @@ pub(crate) fn shape_of(
         axis: Axis::Vocab,
         unit: 1,
         format: WeightFormat::Dense(DType::F16),
+        requantised: None,
     });
     ModelShape::new(config, &modules)
 }
@@ -262,6 +266,7 @@ pub(crate) fn settings() -> PlanSettings {
         block_tokens: 16,
         kv_dtype: KvDType::F16,
         precision: Precision::Exact,
+        lm_head: LmHead::Fp16,
         memory_reserve_bytes: 0,
         forced_split: None,
     }
