@@ -109,6 +109,8 @@ fn on_all(setup: &Setup, mut check: impl FnMut(&str, &mut Ranks, &[Golden])) {
             folder.file_name().unwrap().to_string_lossy(),
             setup.on
         );
+        // Where it stands, should it hang.
+        println!("{name}");
         let mut ranks = Ranks::load(&folder, context(&goldens), setup);
         check(&name, &mut ranks, &goldens);
     }

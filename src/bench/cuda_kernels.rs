@@ -253,7 +253,8 @@ fn time_linears(
                 continue;
             };
             // A path for other weights, or of another device, is not what would run.
-            if !forced.is_ok_and(|choice| choice.path == path) || path.most_rows() < rows {
+            let runs = forced.is_ok_and(|choice| choice.path == path);
+            if !runs || path != chosen && path.most_rows() < rows {
                 continue;
             }
             let timing = weights.time(path, rows)?;

@@ -195,6 +195,10 @@ pub fn run<B: Backend>(
                 }
             }
         }
+        if running.is_none() {
+            // They sum over links that are gone, and keep these from ending.
+            backend.forget_recordings();
+        }
     }
 }
 

@@ -17,8 +17,10 @@ use super::{Arch, CudaError, Form, PackSource};
 /// The oldest driver whose CUDA version runs code of a 12.x compiler: any of 12.x does.
 const DRIVER_FLOOR: i32 = 12000;
 
-/// Bytes of a [`Chunk`]; what is larger lies alone.
+/// Bytes of a [`Chunk`].
 const CHUNK_BYTES: usize = 64 << 20;
+/// What is larger lies alone: it would leave too much of a chunk unused, and wastes little of a page.
+const MOST_SHARED_BYTES: usize = 16 << 20;
 /// Of every buffer's address, as the driver's own.
 const ALIGNMENT: usize = 256;
 
@@ -285,7 +287,7 @@ impl Device {
         bytes: usize,
         what: &'static str,
     ) -> Result<(sys::CUdeviceptr, Arc<Allocation>), CudaError> {
-        if bytes > CHUNK_BYTES {
+        if bytes > MOST_SHARED_BYTES {
             let own = self.allocate(bytes, what)?;
             return Ok((own.address, own));
         }

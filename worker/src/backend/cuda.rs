@@ -781,6 +781,8 @@ impl Backend for CudaBackend {
             .nccl
             .clone()
             .ok_or_else(|| failed("this worker found no NCCL".into()))?;
+        // Those of the epoch before keep its communicator from ending.
+        self.recordings.clear();
         self.device
             .bind()
             .map_err(|error| failed(error.to_string()))?;

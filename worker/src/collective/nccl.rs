@@ -232,7 +232,6 @@ fn text(version: c_int) -> String {
 pub struct NcclCollective {
     host: Box<dyn Collective>,
     shared: Arc<Shared>,
-    watchdog: Option<thread::JoinHandle<()>>,
     deadline: Duration,
 }
 
@@ -263,13 +262,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the communicator; what the stream waits for in it ends with an error or garbage.
-    fn abort(&self, state: &mut State, why: String) {
-        if !state.comm.is_null() {
-            // SAFETY: valid until here, and never used again.
-            unsafe { (self.nccl.abort)(state.comm) };
-            state.comm = std::ptr::null_mut();
+    /// Ends the communicator; what the stream waits for in it ends with an error or garbage. NCCL
+    /// comes back only when every recording that sums with it is gone, so the state is let go before:
+    /// whoever holds the recordings must learn of the end to drop them.
+    fn abort(&self, mut state: MutexGuard<'_, State>, why: String) {
+        let comm = std::mem::replace(&mut state.comm, std::ptr::null_mut());
+        if !comm.is_null() {
             state.aborted.get_or_insert(why);
+            drop(state);
+            // SAFETY: valid until here, and nobody has it any more.
+            unsafe { (self.nccl.abort)(comm) };
         }
     }
 
@@ -281,10 +283,13 @@ impl Shared {
         if asked == SUCCESS { code } else { asked }
     }
 
-    /// Looks after the communicator until it is closed; sleeps while nothing is due.
+    /// Looks after the communicator until it is closed, and ends it; sleeps while nothing is due.
     fn watch(&self) {
         let mut state = self.lock();
-        while !state.closing && !state.comm.is_null() {
+        loop {
+            if state.closing {
+                return self.abort(state, "the rank left".into());
+            }
             let Some(due) = state.due else {
                 state = self
                     .wake
@@ -294,12 +299,12 @@ impl Shared {
             };
             let code = self.async_error(&state);
             if self.cancelled.load(Ordering::Relaxed) {
-                self.abort(&mut state, "the epoch is over".into());
+                return self.abort(state, "the epoch is over".into());
             } else if code != SUCCESS && code != IN_PROGRESS {
                 let why = self.nccl.error("all_reduce_sum", code).to_string();
-                self.abort(&mut state, why);
+                return self.abort(state, why);
             } else if Instant::now() > due {
-                self.abort(&mut state, "a sum did not come in time".into());
+                return self.abort(state, "a sum did not come in time".into());
             } else {
                 let waited = self.wake.wait_timeout(state, LOOK);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -359,18 +364,17 @@ impl NcclCollective {
         let due = Instant::now() + deadline;
         let connected = wait_while_in_progress(&shared, due);
         if let Err(why) = connected {
-            shared.abort(&mut shared.lock(), why.clone());
+            shared.abort(shared.lock(), why.clone());
             return Err(failed(format!("connect: {why}")));
         }
         let watched = shared.clone();
-        let watchdog = thread::Builder::new()
+        thread::Builder::new()
             .name("nccl watchdog".into())
             .spawn(move || watched.watch())
             .map_err(|error| failed(error.to_string()))?;
         Ok(Self {
             host,
             shared,
-            watchdog: Some(watchdog),
             deadline,
         })
     }
@@ -518,15 +522,10 @@ impl Collective for NcclCollective {
 
 impl Drop for NcclCollective {
     fn drop(&mut self) {
-        // Abort and not destroy: destroying waits for peers that may be gone.
-        let mut state = self.shared.lock();
-        state.closing = true;
-        self.shared.abort(&mut state, "the rank left".into());
-        drop(state);
+        // The watchdog aborts, for destroying waits for peers that may be gone; and nobody waits for
+        // the watchdog, for NCCL may wait for recordings that are dropped after this.
+        self.shared.lock().closing = true;
         self.shared.wake.notify_all();
-        if let Some(watchdog) = self.watchdog.take() {
-            let _ = watchdog.join();
-        }
     }
 }
 
