@@ -8,7 +8,8 @@ use std::path::Path;
 use ranks::{
     Ranks, Setup, Via,
     oracle::{
-        INT8_HEAD, check_forced, check_generated, context, folders, forced, generate, golden, near,
+        HALF_CACHE, INT8_HEAD, check_forced, check_generated, context, folders, forced, generate,
+        golden, near,
     },
 };
 use secondwind_kernels::{
@@ -171,7 +172,7 @@ fn a_half_precision_kv_cache_stays_close() {
             kv_dtype: KvDType::F16,
             ..Setup::world(2)
         },
-        2.0e-2,
+        HALF_CACHE,
     );
 }
 

@@ -9,8 +9,8 @@ use libtest_mimic::{Arguments, Trial};
 use ranks::{
     On, Ranks, Setup, Via, greedy,
     oracle::{
-        Golden, INT8_HEAD, check_forced, check_generated, context, folders, forced, generate,
-        golden, near,
+        Golden, HALF_CACHE, INT8_HEAD, check_forced, check_generated, context, folders, forced,
+        generate, golden, near,
     },
 };
 use secondwind_kernels::{
@@ -226,7 +226,7 @@ fn half_cache(arch: Option<Arch>) {
             kv_dtype: KvDType::F16,
             ..Setup::world(1)
         },
-        2.0e-2,
+        HALF_CACHE,
     );
 }
 

@@ -174,23 +174,38 @@ pub fn check_generated(name: &str, golden: &Golden, output: &[Step]) {
     }
 }
 
-/// How far an `lm_head` of 8 bits may move a log-probability of these small random models.
-pub const INT8_HEAD: f32 = 1.0e-1;
+/// How far log-probabilities may be from the oracle's: (mean of a checkpoint, single position).
+pub type Tolerance = (f32, f32);
+
+/// Of an f16 cache.
+pub const HALF_CACHE: Tolerance = (2.0e-2, 2.0e-2);
+/// Of an `lm_head` of 8 bits. Set after measuring, not derived: means were 0.9e-2 to 1.7e-2 on the
+/// checkpoints with an unquantised head, the largest of 1700 positions 6.9e-2. These models' logits are
+/// random, so rounding moves them more than a trained model's.
+pub const INT8_HEAD: Tolerance = (2.0e-2, 1.0e-1);
 
 /// Log-probabilities of every golden checkpoint's first text within `tolerance` of the oracle's.
-pub fn near(setup: &Setup, tolerance: f32) {
+pub fn near(setup: &Setup, tolerance: Tolerance) {
+    let (most_mean, most) = tolerance;
     for folder in folders() {
         let goldens = golden(&folder);
         let golden = &goldens[0];
         let mut ranks = Ranks::load(&folder, context(&goldens), setup);
-        for (position, logprob) in forced(&mut ranks, golden, 5).into_iter().enumerate() {
-            let target = golden.tokens[position + 1] as usize;
-            let difference = (logprob - golden.logprobs[position][target]).abs();
-            assert!(
-                difference <= tolerance,
-                "{} {setup:?}, position {position}: {difference}",
-                folder.display()
-            );
+        let logprobs = forced(&mut ranks, golden, 5);
+        let differences: Vec<f32> = logprobs
+            .iter()
+            .zip(&golden.logprobs)
+            .zip(&golden.tokens[1..])
+            .map(|((logprob, oracle), &target)| (logprob - oracle[target as usize]).abs())
+            .collect();
+        let name = format!("{} {setup:?}", folder.display());
+        assert_eq!(differences.len(), golden.tokens.len() - 1, "{name}");
+        for (position, difference) in differences.iter().enumerate() {
+            // A NaN is within nothing.
+            let within = *difference <= most;
+            assert!(within, "{name}, position {position}: {difference}");
         }
+        let mean = differences.iter().sum::<f32>() / differences.len() as f32;
+        assert!(mean <= most_mean, "{name}: {mean} in the mean");
     }
 }
