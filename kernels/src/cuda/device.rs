@@ -1,28 +1,15 @@
-//! A card: its driver, its memory, its loaded kernels. The only file that calls the driver.
+//! A card: its driver, its loaded kernels, its one stream. This file, `memory.rs`, `graph.rs` and
+//! `shared.rs` are all that calls the driver.
 
-use std::{
-    collections::HashMap,
-    ffi::c_void,
-    marker::PhantomData,
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::{collections::HashMap, ffi::c_void, sync::Arc};
 
-use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaStream, DriverError, result, sys,
-};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::{Arch, CudaError, Form, PackSource};
+use super::{Arch, CudaError, Form, PackSource, memory::Chunks};
 
 /// The oldest driver whose CUDA version runs code of a 12.x compiler: any of 12.x does.
 const DRIVER_FLOOR: i32 = 12000;
-
-/// Bytes of a [`Chunk`].
-const CHUNK_BYTES: usize = 64 << 20;
-/// What is larger lies alone: it would leave too much of a chunk unused, and wastes little of a page.
-const MOST_SHARED_BYTES: usize = 16 << 20;
-/// Of every buffer's address, as the driver's own.
-const ALIGNMENT: usize = 256;
 
 /// What a card is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -41,90 +28,16 @@ pub struct CardFacts {
 
 /// A card that computes. One stream: work runs in the order in which it was given.
 pub struct Device {
-    stream: Arc<CudaStream>,
-    context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+    pub(super) context: Arc<CudaContext>,
     kernels: HashMap<String, CudaFunction>,
     facts: CardFacts,
     arch: Arch,
-    chunks: Mutex<Vec<Chunk>>,
+    pub(super) chunks: Chunks,
 }
-
-/// `len` elements of device memory, freed with the last part of its allocation.
-pub struct Memory<T> {
-    address: sys::CUdeviceptr,
-    len: usize,
-    allocation: Arc<Allocation>,
-    of: PhantomData<T>,
-}
-
-struct Allocation {
-    address: sys::CUdeviceptr,
-    context: Arc<CudaContext>,
-}
-
-/// Device memory that many buffers share. What is left of it is only ever given out once, so nothing
-/// needs to wait for work on a buffer that went away; it is freed with the last of them.
-struct Chunk {
-    allocation: Weak<Allocation>,
-    used: usize,
-}
-
-/// Page-locked host memory, which the card copies from without the driver's help.
-pub struct Pinned<T: Copy> {
-    pointer: *mut T,
-    len: usize,
-    context: Arc<CudaContext>,
-}
-
-/// A recorded sequence of launches.
-pub struct Graph(CudaGraph);
-
-/// A recording that goes on; dropped, it is ended and thrown away.
-pub struct Recording(Option<Arc<CudaStream>>);
-
-impl Recording {
-    /// Ends it.
-    ///
-    /// # Errors
-    /// Something in it cannot be recorded, or nothing was.
-    pub fn finish(mut self) -> Result<Graph, CudaError> {
-        match self.end() {
-            Some(Ok(Some(graph))) => {
-                // The first launch would else upload it.
-                let uploaded = graph.upload();
-                uploaded.map_err(|error| driver_error("upload a graph", error))?;
-                Ok(Graph(graph))
-            }
-            Some(Err(error)) => Err(driver_error("record a graph", error)),
-            Some(Ok(None)) | None => Err(CudaError::Driver {
-                op: "record a graph".into(),
-                code: "empty".into(),
-                text: "nothing was recorded".into(),
-            }),
-        }
-    }
-
-    fn end(&mut self) -> Option<Result<Option<CudaGraph>, DriverError>> {
-        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        Some(self.0.take()?.end_capture(flags))
-    }
-}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        // Somebody failed while recording: that error is the one to tell.
-        let _ = self.end();
-    }
-}
-
-// SAFETY: a graph belongs to no thread; it is used by one at a time, through `&mut` of its owner.
-unsafe impl Send for Graph {}
 
 /// A point in the stream.
 pub struct Event(CudaEvent);
-
-// SAFETY: the pointer is owned, and host memory has no thread.
-unsafe impl<T: Copy + Send> Send for Pinned<T> {}
 
 /// How many cards the driver sees.
 ///
@@ -223,7 +136,7 @@ impl Device {
             kernels,
             facts,
             arch,
-            chunks: Mutex::default(),
+            chunks: Chunks::default(),
         })
     }
 
@@ -257,201 +170,6 @@ impl Device {
             .mem_get_info()
             .map_err(|error| driver_error("ask for memory", error))?;
         Ok((free as u64, total as u64))
-    }
-
-    /// `len` zeroed elements, for `what`.
-    ///
-    /// # Errors
-    /// [`CudaError::OutOfMemory`], or the driver's.
-    pub fn zeros<T: Copy>(&self, len: usize, what: &'static str) -> Result<Memory<T>, CudaError> {
-        self.bind()?;
-        // A buffer of nothing still has an address.
-        let bytes = (len * size_of::<T>()).max(1);
-        let (address, allocation) = self.place(bytes.next_multiple_of(ALIGNMENT), what)?;
-        let memory = Memory {
-            address,
-            len,
-            allocation,
-            of: PhantomData,
-        };
-        // SAFETY: the range lies within the allocation.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
-            .map_err(|error| driver_error(format!("clear {what}"), error))?;
-        Ok(memory)
-    }
-
-    /// Room for `bytes`: in a chunk that has some left, or in memory of its own. The driver hands out
-    /// whole pages of 2 MiB, which would cost a model's many small tensors a twentieth of its size.
-    fn place(
-        &self,
-        bytes: usize,
-        what: &'static str,
-    ) -> Result<(sys::CUdeviceptr, Arc<Allocation>), CudaError> {
-        if bytes > MOST_SHARED_BYTES {
-            let own = self.allocate(bytes, what)?;
-            return Ok((own.address, own));
-        }
-        // Between statements the list is as it should be, so a panic elsewhere does not spoil it.
-        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        chunks.retain(|chunk| chunk.allocation.strong_count() > 0);
-        for chunk in chunks.iter_mut() {
-            if chunk.used + bytes <= CHUNK_BYTES
-                && let Some(allocation) = chunk.allocation.upgrade()
-            {
-                let address = allocation.address + chunk.used as u64;
-                chunk.used += bytes;
-                return Ok((address, allocation));
-            }
-        }
-        // A card that has no room for a chunk may have room for this.
-        let (allocation, used) = match self.allocate(CHUNK_BYTES, what) {
-            Ok(allocation) => (allocation, bytes),
-            Err(CudaError::OutOfMemory { .. }) => (self.allocate(bytes, what)?, CHUNK_BYTES),
-            Err(error) => return Err(error),
-        };
-        chunks.push(Chunk {
-            allocation: Arc::downgrade(&allocation),
-            used,
-        });
-        Ok((allocation.address, allocation))
-    }
-
-    fn allocate(&self, bytes: usize, what: &'static str) -> Result<Arc<Allocation>, CudaError> {
-        // SAFETY: the address is checked by the driver, and freed once, by `Allocation`.
-        let address = unsafe { result::malloc_sync(bytes) }.map_err(|error| {
-            match error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                true => CudaError::OutOfMemory {
-                    what,
-                    needed_bytes: bytes as u64,
-                    free_bytes: self.memory().map_or(0, |(free, _)| free),
-                },
-                false => driver_error(format!("take {bytes} bytes for {what}"), error),
-            }
-        })?;
-        Ok(Arc::new(Allocation {
-            address,
-            context: self.context.clone(),
-        }))
-    }
-
-    /// A copy of `values`, complete when this returns.
-    ///
-    /// # Errors
-    /// As [`Device::zeros`].
-    pub fn upload<T: Copy>(
-        &self,
-        values: &[T],
-        what: &'static str,
-    ) -> Result<Memory<T>, CudaError> {
-        let memory = self.zeros(values.len(), what)?;
-        self.write(&memory, 0, values)?;
-        self.synchronize()?;
-        Ok(memory)
-    }
-
-    /// Writes `values` from element `first` on, in stream order. Host memory that is not pinned is
-    /// copied before this returns.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn write<T: Copy>(
-        &self,
-        memory: &Memory<T>,
-        first: usize,
-        values: &[T],
-    ) -> Result<(), CudaError> {
-        assert!(
-            first + values.len() <= memory.len,
-            "a write past device memory"
-        );
-        if values.is_empty() {
-            return Ok(());
-        }
-        self.bind()?;
-        let address = memory.address + (first * size_of::<T>()) as u64;
-        // SAFETY: the range lies within the allocation; pageable sources are staged by the driver.
-        unsafe { result::memcpy_htod_async(address, values, self.stream.cu_stream()) }
-            .map_err(|error| driver_error("copy to the card", error))
-    }
-
-    /// Reads `into.len()` elements from `first` on, after everything given before.
-    ///
-    /// # Errors
-    /// The driver's; also what earlier launches ran into.
-    pub fn read<T: Copy>(
-        &self,
-        memory: &Memory<T>,
-        first: usize,
-        into: &mut [T],
-    ) -> Result<(), CudaError> {
-        assert!(
-            first + into.len() <= memory.len,
-            "a read past device memory"
-        );
-        if into.is_empty() {
-            return Ok(());
-        }
-        self.bind()?;
-        let address = memory.address + (first * size_of::<T>()) as u64;
-        // SAFETY: the range lies within the allocation, and the stream is waited for.
-        unsafe { result::memcpy_dtoh_async(into, address, self.stream.cu_stream()) }
-            .map_err(|error| driver_error("copy from the card", error))?;
-        self.synchronize()
-    }
-
-    /// Copies `len` elements on the card, in stream order.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn copy<T: Copy>(
-        &self,
-        from: &Memory<T>,
-        to: &Memory<T>,
-        len: usize,
-    ) -> Result<(), CudaError> {
-        assert!(
-            len <= from.len && len <= to.len,
-            "a copy past device memory"
-        );
-        let bytes = len * size_of::<T>();
-        // SAFETY: both ranges lie within their allocations.
-        unsafe {
-            result::memcpy_dtod_async(to.address, from.address, bytes, self.stream.cu_stream())
-        }
-        .map_err(|error| driver_error("copy on the card", error))
-    }
-
-    /// Sets every byte of `memory` to `byte`, in stream order.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn fill<T: Copy>(&self, memory: &Memory<T>, byte: u8) -> Result<(), CudaError> {
-        let bytes = memory.len * size_of::<T>();
-        // SAFETY: exactly the allocation.
-        unsafe { result::memset_d8_async(memory.address, byte, bytes, self.stream.cu_stream()) }
-            .map_err(|error| driver_error("fill device memory", error))
-    }
-
-    /// Page-locked host memory.
-    ///
-    /// # Errors
-    /// The driver's; a limit on locked memory is a usual cause.
-    pub fn pinned<T: Copy + Default>(&self, len: usize) -> Result<Pinned<T>, CudaError> {
-        self.bind()?;
-        let bytes = (len * size_of::<T>()).max(1);
-        // SAFETY: freed by `Pinned`; written below before anything reads it.
-        let pointer = unsafe { result::malloc_host(bytes, 0) }
-            .map_err(|error| driver_error(format!("lock {bytes} bytes of host memory"), error))?
-            .cast::<T>();
-        for index in 0..len {
-            // SAFETY: within the allocation.
-            unsafe { pointer.add(index).write(T::default()) };
-        }
-        Ok(Pinned {
-            pointer,
-            len,
-            context: self.context.clone(),
-        })
     }
 
     /// Waits for everything given so far.
@@ -517,43 +235,6 @@ impl Device {
         .map_err(|error| driver_error(op(), error))
     }
 
-    /// Records what is launched from here on instead of running it.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn start_recording(&self) -> Result<Recording, CudaError> {
-        self.bind()?;
-        self.stream
-            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-            .map_err(|error| driver_error("record a graph", error))?;
-        Ok(Recording(Some(self.stream.clone())))
-    }
-
-    /// Records what `give` launches.
-    ///
-    /// # Errors
-    /// Of `give`, or something in it that cannot be recorded.
-    pub fn record<E: From<CudaError>>(
-        &self,
-        give: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Graph, E> {
-        let recording = self.start_recording()?;
-        give()?;
-        Ok(recording.finish()?)
-    }
-
-    /// Runs a recording, in stream order.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn replay(&self, graph: &Graph) -> Result<(), CudaError> {
-        self.bind()?;
-        graph
-            .0
-            .launch()
-            .map_err(|error| driver_error("replay a graph", error))
-    }
-
     /// The stream's address, for libraries that take one.
     pub fn stream_address(&self) -> u64 {
         self.stream.cu_stream() as u64
@@ -580,72 +261,6 @@ impl Device {
             .elapsed_ms(&end.0)
             .map_err(|error| driver_error("time an event", error))?;
         Ok(f64::from(milliseconds) / 1e3)
-    }
-}
-
-impl<T> Memory<T> {
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// True if it holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Its address on the card.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Bytes.
-    pub fn bytes(&self) -> u64 {
-        (self.len * size_of::<T>()) as u64
-    }
-}
-
-impl<T> Memory<T> {
-    /// Elements `first..first + len`, without copying them.
-    pub fn part(&self, first: usize, len: usize) -> Self {
-        assert!(first + len <= self.len, "a part past device memory");
-        Self {
-            address: self.address + (first * size_of::<T>()) as u64,
-            len,
-            allocation: self.allocation.clone(),
-            of: PhantomData,
-        }
-    }
-}
-
-impl Drop for Allocation {
-    fn drop(&mut self) {
-        // A context that fails takes its memory with it: nothing is left to do about an error.
-        let _ = self.context.bind_to_thread();
-        // SAFETY: allocated by `Device::allocate`, freed once; the driver waits for work that uses it.
-        let _ = unsafe { result::free_sync(self.address) };
-    }
-}
-
-impl<T: Copy> Pinned<T> {
-    /// Its elements.
-    pub fn as_slice(&self) -> &[T] {
-        // SAFETY: owned, initialised by `Device::pinned`.
-        unsafe { std::slice::from_raw_parts(self.pointer, self.len) }
-    }
-
-    /// Its elements.
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: as above, and borrowed uniquely.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) }
-    }
-}
-
-impl<T: Copy> Drop for Pinned<T> {
-    fn drop(&mut self) {
-        let _ = self.context.bind_to_thread();
-        // SAFETY: allocated by `Device::pinned`, freed once.
-        let _ = unsafe { result::free_host(self.pointer.cast()) };
     }
 }
 
@@ -704,7 +319,7 @@ fn card_facts(ordinal: usize) -> Result<CardFacts, CudaError> {
     ask().map_err(|error| driver_error(format!("ask about cuda:{ordinal}"), error))
 }
 
-fn driver_error(op: impl Into<String>, error: DriverError) -> CudaError {
+pub(super) fn driver_error(op: impl Into<String>, error: DriverError) -> CudaError {
     let text = error
         .error_string()
         .map(|text| text.to_string_lossy().into_owned());

@@ -10,8 +10,10 @@ mod attention;
 pub mod bench;
 mod device;
 mod error;
+mod graph;
 mod layout;
 mod linear;
+mod memory;
 mod nvrtc;
 mod ops;
 mod pack;
@@ -23,13 +25,15 @@ pub use attention::{
     Attention, AttentionBatch, AttentionLimits, AttentionScratch, HeadNorms, KvPages, attention,
     rope_kv,
 };
-pub use device::{CardFacts, Device, Event, Graph, Memory, Pinned, Recording, cards, device_count};
+pub use device::{CardFacts, Device, Event, cards, device_count};
 pub use error::CudaError;
+pub use graph::{Graph, Recording};
 pub use layout::{
     BLOCK_ROWS, DenseStaging, LayoutFacts, QuantStaging, QuantWeights, Rows, SUPERBLOCK_ROWS,
     TILE_COLUMNS,
 };
 pub use linear::{Activations, DenseWeights, Linear, LinearCall, Weights, linear};
+pub use memory::{Memory, Pinned};
 pub use nvrtc::{Compiled, Nvrtc, Usage};
 pub use ops::{
     Destination, Guard, Quantised, Table, add_rms_norm, embed, gather, quantise, silu_mul,
