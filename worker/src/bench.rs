@@ -94,6 +94,11 @@ impl BenchRank {
             collective.as_mut(),
         )?;
         let recorded = free(&backend);
+        let sums = backend
+            .sums_choice()
+            .map(str::to_owned)
+            .into_iter()
+            .collect();
         Ok(Self {
             backend,
             shard,
@@ -102,7 +107,7 @@ impl BenchRank {
             limits,
             sequences: Sequences::new(limits),
             next_step: 0,
-            choices: parts.choices,
+            choices: [parts.choices, sums].concat(),
             taken_bytes: before.saturating_sub(recorded),
             recording_bytes: loaded.saturating_sub(recorded),
         })

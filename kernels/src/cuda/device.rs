@@ -80,6 +80,13 @@ pub fn cards() -> Result<Vec<(CardFacts, Vec<usize>)>, CudaError> {
     Ok(cards)
 }
 
+impl Event {
+    /// True once the card has come to it.
+    pub fn is_past(&self) -> bool {
+        self.0.is_complete()
+    }
+}
+
 impl Device {
     /// Opens card `ordinal` and loads its kernels; `arch_override` runs an older architecture's PTX.
     ///
@@ -136,6 +143,22 @@ impl Device {
             kernels,
             facts,
             arch,
+            chunks: Chunks::default(),
+        })
+    }
+
+    /// The same card and code with a stream of its own.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn with_new_stream(&self) -> Result<Self, CudaError> {
+        let stream = self.context.new_stream();
+        Ok(Self {
+            stream: stream.map_err(|error| driver_error("make a stream", error))?,
+            context: self.context.clone(),
+            kernels: self.kernels.clone(),
+            facts: self.facts.clone(),
+            arch: self.arch,
             chunks: Chunks::default(),
         })
     }

@@ -84,6 +84,14 @@ pub enum CudaError {
         /// Left.
         free_bytes: u64,
     },
+    /// Memory of another rank cannot be reached.
+    #[error("{what} is out of reach: {why}")]
+    OutOfReach {
+        /// A file, or a rank.
+        what: String,
+        /// Why.
+        why: String,
+    },
     /// NVRTC cannot be opened.
     #[error(
         "no kernel pack for this version, and NVRTC, which would compile one, cannot be opened ({tried}): install it (pip: nvidia-cuda-nvrtc-cu12, Debian: libnvrtc12) or give --kernel-pack"

@@ -74,6 +74,24 @@ impl Device {
         Ok(memory)
     }
 
+    /// `bytes` zeroed bytes that share their allocation with nothing.
+    pub(super) fn zeros_alone(
+        &self,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<Memory<u8>, CudaError> {
+        self.bind()?;
+        let allocation = self.allocate(bytes, what)?;
+        let memory = Memory {
+            address: allocation.address,
+            len: bytes,
+            allocation,
+            of: PhantomData,
+        };
+        self.fill(&memory, 0)?;
+        Ok(memory)
+    }
+
     /// Room for `bytes`: in a chunk that has some left, or in memory of its own. The driver hands out
     /// whole pages of 2 MiB, which would cost a model's many small tensors a twentieth of its size.
     fn place(

@@ -15,9 +15,11 @@ mod layout;
 mod linear;
 mod memory;
 mod nvrtc;
+mod one_shot;
 mod ops;
 mod pack;
 mod sample;
+mod shared;
 mod source;
 
 pub use arch::Arch;
@@ -35,12 +37,14 @@ pub use layout::{
 pub use linear::{Activations, DenseWeights, Linear, LinearCall, Weights, linear};
 pub use memory::{Memory, Pinned};
 pub use nvrtc::{Compiled, Nvrtc, Usage};
+pub use one_shot::{Inbox, Offer, OneShot, Reach, Ticket};
 pub use ops::{
     Destination, Guard, Quantised, Table, add_rms_norm, embed, gather, quantise, silu_mul,
     take_rows,
 };
 pub use pack::{Code, Form, Pack, PackSource};
 pub use sample::{RowRequest, SampleScratch, reduce_rows};
+pub use shared::Stop;
 pub use source::{UNITS, Unit, source_hash};
 
 use device::launch;

@@ -56,6 +56,7 @@ pub const UNITS: &[Unit] = units![
     "linear/a8_mma" from Sm75,
     "linear/dense" from Sm60,
     "linear/dense_mma" from Sm75,
+    "collective/one_shot" from Sm60,
     "bench/peak" from Sm60,
 ];
 

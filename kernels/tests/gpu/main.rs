@@ -6,6 +6,7 @@ mod common;
 
 mod attention;
 mod linear;
+mod one_shot;
 mod ops;
 
 use std::sync::{Arc, Mutex};
@@ -23,7 +24,7 @@ fn main() {
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
     };
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 10] = [
         ("embed and take_rows", ops::embed),
         ("rms_norm", ops::rms_norm),
         ("silu_mul", ops::silu),
@@ -33,6 +34,7 @@ fn main() {
         ("rope_kv and attention", attention::paths),
         ("sampling", ops::sampling),
         ("guard", linear::guard),
+        ("sums over ranks", one_shot::sums),
     ];
     let mut trials = Vec::new();
     for arch in [

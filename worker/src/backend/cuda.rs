@@ -10,8 +10,8 @@ use secondwind_kernels::{
     KernelError,
     cuda::{
         self, Activations, Attention, AttentionBatch, AttentionLimits, AttentionScratch,
-        DenseStaging, DenseWeights, Device, Graph, Guard, KvPages, Linear, LinearCall, Memory,
-        Pinned, QuantStaging, Recording, SampleScratch, Table, Weights,
+        DenseStaging, DenseWeights, Device, Graph, Guard, Inbox, KvPages, Linear, LinearCall,
+        Memory, Pinned, QuantStaging, Recording, SampleScratch, Table, Weights,
     },
     kv::{KvDtype, KvShape},
     select::{
@@ -30,9 +30,13 @@ use crate::{
     batch::Batch,
     collective::{
         Collective, CollectiveBuffer, CollectiveError, DeviceSpan,
-        nccl::{Nccl, NcclCollective},
+        nccl::{self, Nccl, NcclCollective},
     },
 };
+
+mod one_shot;
+
+use one_shot::{Found, SmallSums};
 
 /// Most tokens of a row for which a step still counts as decoding: each reads the whole cache.
 const DECODE_TOKENS: usize = 4;
@@ -52,6 +56,11 @@ pub struct CudaBackend {
     linear_path: Option<LinearPath>,
     attention_path: Option<AttentionPath>,
     nccl: Option<Arc<Nccl>>,
+    /// Made when ranks first meet, kept for those that come after.
+    inbox: Option<Inbox>,
+    small_sums: Option<SmallSums>,
+    /// Which sums go where, and why.
+    sums_choice: Option<String>,
     guard: Guard,
     /// Widest of the loaded linears.
     superblocks: usize,
@@ -123,6 +132,9 @@ impl CudaBackend {
             linear_path,
             attention_path,
             nccl,
+            inbox: None,
+            small_sums: None,
+            sums_choice: None,
             guard,
             superblocks: 0,
             kv_heads: HashMap::new(),
@@ -197,6 +209,11 @@ impl CudaBackend {
     /// The card.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Over what sums over ranks go, and why; absent before [`Backend::join_nccl`].
+    pub fn sums_choice(&self) -> Option<&str> {
+        self.sums_choice.as_deref()
     }
 
     /// A linear of random weights, for measurements: no file and no layout in between.
@@ -552,7 +569,9 @@ impl Backend for CudaBackend {
     }
 
     fn forget_recordings(&mut self) {
+        // They keep the communicator that they sum with from ending, and use the small sums.
         self.recordings.clear();
+        self.small_sums = None;
     }
 
     fn embed(
@@ -739,19 +758,28 @@ impl Backend for CudaBackend {
         if collective.world_size() == 1 {
             return Ok(());
         }
-        if collective.takes_device() {
-            return collective.all_reduce_sum(CollectiveBuffer::Device(DeviceSpan {
-                address: buffer.address(),
-                elements,
-                stream: self.device.stream_address(),
-            }));
-        }
         let rank = collective.rank();
         let failed = |what: String| CollectiveError::Device {
             rank,
             op: "all_reduce_sum",
             what,
         };
+        if collective.takes_device() {
+            if let Some(small) = self
+                .small_sums
+                .as_ref()
+                .filter(|small| small.takes(elements))
+            {
+                let given = small.sum(&self.device, buffer, elements);
+                given.map_err(|error| failed(error.to_string()))?;
+                return collective.expect_device_sums();
+            }
+            return collective.all_reduce_sum(CollectiveBuffer::Device(DeviceSpan {
+                address: buffer.address(),
+                elements,
+                stream: self.device.stream_address(),
+            }));
+        }
         let step = self
             .step
             .as_mut()
@@ -768,7 +796,7 @@ impl Backend for CudaBackend {
 
     fn join_nccl(
         &mut self,
-        host: Box<dyn Collective>,
+        mut host: Box<dyn Collective>,
         cancelled: Arc<AtomicBool>,
     ) -> Result<Box<dyn Collective>, CollectiveError> {
         let rank = host.rank();
@@ -777,16 +805,31 @@ impl Backend for CudaBackend {
             op: "nccl",
             what,
         };
-        let nccl = self
+        let library = self
             .nccl
             .clone()
             .ok_or_else(|| failed("this worker found no NCCL".into()))?;
-        // Those of the epoch before keep its communicator from ending.
-        self.recordings.clear();
-        self.device
-            .bind()
-            .map_err(|error| failed(error.to_string()))?;
-        let joined = NcclCollective::join(nccl, host, cancelled, NCCL_DEADLINE)?;
+        self.forget_recordings();
+        let inbox = match self.inbox.take() {
+            Some(inbox) => inbox,
+            None => Inbox::new(&self.device).map_err(|error| failed(error.to_string()))?,
+        };
+        let inbox = self.inbox.insert(inbox);
+        let found = Found::look(&self.device, inbox, host.as_mut())?;
+        if let Some(why) = found.peers_corrupt() {
+            tracing::warn!(
+                rank,
+                "data from card to card is corrupted, NCCL takes other ways: {why}"
+            );
+            nccl::disable_p2p();
+        }
+        let mut joined = NcclCollective::join(library, host, cancelled, NCCL_DEADLINE)?;
+        let stops = found.stops();
+        joined.on_end(move || stops.iter().for_each(|stop| stop.raise()));
+        let (small_sums, choice) = found.choose(&self.device, &mut joined)?;
+        tracing::info!(rank, "{choice}");
+        self.small_sums = small_sums;
+        self.sums_choice = Some(choice);
         Ok(Box::new(joined))
     }
 

@@ -29,6 +29,9 @@ const OLDEST: (i32, i32) = (2, 18);
 /// How often the watchdog looks at a communicator that has work.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// `1` keeps NCCL from moving data from card to card.
+const P2P_DISABLE: &str = "NCCL_P2P_DISABLE";
+
 type Comm = *mut c_void;
 type Code = c_int;
 
@@ -198,6 +201,11 @@ impl Nccl {
 /// [`NcclError::Interface`] if there is no such interface.
 pub fn choose_interface(named: Option<&str>, address: IpAddr) -> Result<String, NcclError> {
     const VARIABLE: &str = "NCCL_SOCKET_IFNAME";
+    if std::env::var_os(P2P_DISABLE).is_none() {
+        // As if it were not set, but there: `disable_p2p` may come later.
+        // SAFETY: as below.
+        unsafe { std::env::set_var(P2P_DISABLE, "0") };
+    }
     if let (None, Ok(set)) = (named, std::env::var(VARIABLE)) {
         return Ok(set);
     }
@@ -217,6 +225,13 @@ pub fn choose_interface(named: Option<&str>, address: IpAddr) -> Result<String, 
     // SAFETY: comes before the worker's own threads start; the runtime's read no environment meanwhile.
     unsafe { std::env::set_var(VARIABLE, format!("={}", chosen.name)) };
     Ok(chosen.name.clone())
+}
+
+/// Has NCCL move nothing from card to card, for what arrives there is wrong.
+pub fn disable_p2p() {
+    // SAFETY: the C library replaces a variable that is there in one store and frees nothing, so that
+    // threads which read the environment meanwhile see the one or the other; `choose_interface` made it.
+    unsafe { std::env::set_var(P2P_DISABLE, "1") };
 }
 
 fn parts(version: c_int) -> (i32, i32, i32) {
@@ -251,6 +266,8 @@ struct State {
     /// Why the communicator was aborted.
     aborted: Option<String>,
     closing: bool,
+    /// Ends what waits for other ranks beside NCCL.
+    on_end: Box<dyn Fn() + Send>,
 }
 
 // SAFETY: a communicator may be used from any thread, one at a time, which the mutex ensures.
@@ -269,6 +286,8 @@ impl Shared {
         let comm = std::mem::replace(&mut state.comm, std::ptr::null_mut());
         if !comm.is_null() {
             state.aborted.get_or_insert(why);
+            // First, for what NCCL waits for may lie behind it on the stream.
+            (state.on_end)();
             drop(state);
             // SAFETY: valid until here, and nobody has it any more.
             unsafe { (self.nccl.abort)(comm) };
@@ -354,6 +373,7 @@ impl NcclCollective {
             due: None,
             aborted: None,
             closing: false,
+            on_end: Box::new(|| ()),
         };
         let shared = Arc::new(Shared {
             nccl,
@@ -381,6 +401,11 @@ impl NcclCollective {
 }
 
 impl NcclCollective {
+    /// Has `end` called when the communicator ends, whatever the reason.
+    pub fn on_end(&self, end: impl Fn() + Send + 'static) {
+        self.shared.lock().on_end = Box::new(end);
+    }
+
     /// Has the watchdog look, if it does not already.
     fn arm(&self, state: &mut State) {
         if state.due.is_none() {
