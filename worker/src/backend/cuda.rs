@@ -9,9 +9,9 @@ use std::{
 use secondwind_kernels::{
     KernelError,
     cuda::{
-        self, Activations, Attention, AttentionBatch, AttentionLimits, AttentionScratch,
-        DenseStaging, DenseWeights, Device, Graph, Guard, KvPages, Linear, LinearCall, Memory,
-        Pinned, QuantStaging, Recording, SampleScratch, Table, Weights,
+        self, Activations, Attention, AttentionLimits, AttentionScratch, DenseStaging,
+        DenseWeights, Device, Graph, Guard, KvPages, Linear, LinearCall, Memory, QuantStaging,
+        Recording, SampleScratch, Table, Weights,
     },
     kv::{KvDtype, KvShape},
     select::{
@@ -33,6 +33,10 @@ use crate::{
         nccl::{Nccl, NcclCollective},
     },
 };
+
+mod step;
+
+use step::{StepArrays, StepMemory};
 
 /// Most tokens of a row for which a step still counts as decoding: each reads the whole cache.
 const DECODE_TOKENS: usize = 4;
@@ -62,34 +66,6 @@ pub struct CudaBackend {
     /// By tokens: decoding steps.
     recordings: BTreeMap<usize, Graph>,
     recording: Option<Recording>,
-}
-
-/// What a step needs beside the activations, made once.
-struct StepMemory {
-    limits: StepLimits,
-    arrays: StepArrays,
-    activations: Activations,
-    attention: AttentionScratch,
-    sample: SampleScratch,
-    /// For collectives that work in host memory.
-    host: Pinned<f32>,
-    tokens: usize,
-    logit_rows: usize,
-    phase: Phase,
-}
-
-/// The batch's arrays, at the same places in every step, written by one copy.
-struct StepArrays {
-    staging: Pinned<u32>,
-    all: Memory<u32>,
-    tokens: Memory<u32>,
-    positions: Memory<u32>,
-    slots: Memory<u32>,
-    row_of_token: Memory<u32>,
-    context_lengths: Memory<u32>,
-    logit_tokens: Memory<u32>,
-    table_offsets: Memory<u32>,
-    block_tables: Memory<u32>,
 }
 
 impl CudaBackend {
@@ -240,73 +216,6 @@ fn unprepared() -> KernelError {
         op: "step",
         tensor: "buffers",
         problem: "are not made yet".into(),
-    }
-}
-
-impl StepArrays {
-    fn new(device: &Device, limits: &StepLimits) -> Result<Self, KernelError> {
-        let blocks = limits.context.div_ceil(limits.block_tokens);
-        let lengths = [
-            limits.tokens,
-            limits.tokens,
-            limits.tokens,
-            limits.tokens,
-            limits.tokens,
-            limits.logit_rows.max(1),
-            limits.rows + 1,
-            limits.rows * blocks,
-        ];
-        let total = lengths.iter().sum();
-        let all: Memory<u32> = device.zeros(total, "the step's arrays")?;
-        let mut first = 0;
-        let mut parts = lengths
-            .map(|len| {
-                first += len;
-                all.part(first - len, len)
-            })
-            .into_iter();
-        let mut part = || parts.next().ok_or_else(unprepared);
-        Ok(Self {
-            staging: device.pinned(total)?,
-            tokens: part()?,
-            positions: part()?,
-            slots: part()?,
-            row_of_token: part()?,
-            context_lengths: part()?,
-            logit_tokens: part()?,
-            table_offsets: part()?,
-            block_tables: part()?,
-            all,
-        })
-    }
-
-    fn write(&mut self, device: &Device, batch: &Batch) -> Result<(), KernelError> {
-        let arrays: [(&Memory<u32>, &[u32]); 8] = [
-            (&self.tokens, &batch.tokens),
-            (&self.positions, &batch.positions),
-            (&self.slots, &batch.slots),
-            (&self.row_of_token, &batch.row_of_token),
-            (&self.context_lengths, &batch.context_lengths),
-            (&self.logit_tokens, &batch.logit_tokens),
-            (&self.table_offsets, &batch.table_offsets),
-            (&self.block_tables, &batch.block_tables),
-        ];
-        let staging = self.staging.as_mut_slice();
-        let (mut first, mut end) = (0, 0);
-        for (memory, values) in arrays {
-            end = first + values.len();
-            if values.len() > memory.len() {
-                return Err(KernelError::Length {
-                    op: "begin",
-                    tensor: "batch",
-                    expected: memory.len(),
-                    actual: values.len(),
-                });
-            }
-            staging[first..end].copy_from_slice(values);
-            first += memory.len();
-        }
-        Ok(device.write(&self.all, 0, &staging[..end])?)
     }
 }
 
@@ -856,21 +765,5 @@ impl Backend for CudaBackend {
         }
         let found = self.guard.read(&self.device)?;
         Ok(found.map(|(check, element)| NonFinite { check, element }))
-    }
-}
-
-impl StepMemory {
-    fn batch(&self) -> AttentionBatch<'_> {
-        let arrays = &self.arrays;
-        AttentionBatch {
-            block_tables: &arrays.block_tables,
-            table_offsets: &arrays.table_offsets,
-            row_of_token: &arrays.row_of_token,
-            context_lengths: &arrays.context_lengths,
-            positions: &arrays.positions,
-            slots: &arrays.slots,
-            tokens: self.tokens,
-            max_context: self.limits.context,
-        }
     }
 }
