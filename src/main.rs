@@ -20,6 +20,7 @@ mod local_cluster;
 mod logging;
 mod output;
 mod plan;
+mod ranks;
 mod signals;
 mod worker;
 

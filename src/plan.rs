@@ -125,7 +125,7 @@ fn paths(workers: &[Capabilities]) -> String {
 }
 
 /// Tells what was asked wrongly from a model that does not fit.
-fn told(error: PlanError) -> anyhow::Error {
+pub fn told(error: PlanError) -> anyhow::Error {
     match error {
         PlanError::NoWorkers
         | PlanError::WorldTooLarge { .. }

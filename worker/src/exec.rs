@@ -7,6 +7,7 @@ use crate::{
     batch::Batch,
     collective::{Collective, CollectiveError},
     shard::{AttentionShard, LayerShard, MlpShard, Shard},
+    timeline::{Mark, Part},
 };
 
 mod logits;
@@ -294,8 +295,10 @@ impl<'a, B: Backend> Pass<'a, B> {
             return self.settle(true);
         }
         self.run("begin", |backend| backend.begin(batch))?;
+        self.mark(Part::Begin)?;
         self.give(shard, a, batch)?;
-        self.settle(true)
+        self.settle(true)?;
+        Ok(self.mark(Part::Check)?)
     }
 
     /// Gives the device everything between the batch's arrays and the logits.
@@ -309,7 +312,8 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.run("embed", |backend| {
             backend.embed(&shard.embedding, first_id, &mut a.residual)
         })?;
-        self.all_reduce("embed", &mut a.residual)?;
+        self.mark(Part::Embed)?;
+        self.all_reduce("embed", Part::EmbedSum, &mut a.residual)?;
         for (index, layer) in shard.layers.iter_mut().enumerate() {
             self.layer = Some(index);
             self.layer(layer, a)?;
@@ -322,6 +326,7 @@ impl<'a, B: Backend> Pass<'a, B> {
             self.run("take_logit_tokens", |backend| {
                 backend.take_logit_tokens(&a.normed, shard.hidden_size, &mut a.partial_sum)
             })?;
+            self.mark(Part::FinalNorm)?;
             let check = self.check(LM_HEAD);
             let job = LinearJob {
                 weights: &shard.lm_head,
@@ -331,6 +336,7 @@ impl<'a, B: Backend> Pass<'a, B> {
             self.run(LM_HEAD, |backend| {
                 backend.linears(&a.partial_sum, rows, &mut [job])
             })?;
+            self.mark(Part::LmHead)?;
         }
         Ok(())
     }
@@ -343,8 +349,10 @@ impl<'a, B: Backend> Pass<'a, B> {
         let readers = [&attention.query, &attention.key, &attention.value];
         self.add_norm("mlp.add", before.is_some(), &layer.input_norm, a, &readers)?;
         self.layer = this;
+        self.mark(Part::AttentionNorm)?;
         self.attention(attention, a)?;
-        self.all_reduce("attention.output", &mut a.partial_sum)?;
+        self.mark(Part::Output)?;
+        self.all_reduce("attention.output", Part::AttentionSum, &mut a.partial_sum)?;
         let readers = [&layer.mlp.gate, &layer.mlp.up];
         self.add_norm(
             "attention.add",
@@ -353,8 +361,10 @@ impl<'a, B: Backend> Pass<'a, B> {
             a,
             &readers,
         )?;
+        self.mark(Part::MlpNorm)?;
         self.mlp(&layer.mlp, a)?;
-        Ok(self.all_reduce("mlp.down", &mut a.partial_sum)?)
+        self.mark(Part::Down)?;
+        Ok(self.all_reduce("mlp.down", Part::MlpSum, &mut a.partial_sum)?)
     }
 
     fn attention(
@@ -370,6 +380,7 @@ impl<'a, B: Backend> Pass<'a, B> {
                 ("attention.value", &attention.value, &mut a.value),
             ],
         )?;
+        self.mark(Part::Qkv)?;
         let shape = AttentionShape {
             query_heads: attention.query_heads,
             kv_heads: attention.kv_heads,
@@ -385,10 +396,12 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.run("attention.rotate", |backend| {
             backend.rotate_and_cache(&mut a.query, &mut a.key, &a.value, norms, &shape, cache)
         })?;
+        self.mark(Part::Rotate)?;
         let check = self.check("attention.softmax");
         self.run("attention.softmax", |backend| {
             backend.attention(&a.query, cache, &shape, &mut a.attention, check)
         })?;
+        self.mark(Part::Attention)?;
         self.settle(false)?;
         self.linears(
             &a.attention,
@@ -404,10 +417,12 @@ impl<'a, B: Backend> Pass<'a, B> {
                 ("mlp.up", &mlp.up, &mut a.up),
             ],
         )?;
+        self.mark(Part::GateUp)?;
         let check = self.check("mlp.silu");
         self.run("mlp.silu", |backend| {
             backend.silu_mul(&mut a.gate, &a.up, mlp.width, &mlp.down, check)
         })?;
+        self.mark(Part::Silu)?;
         self.settle(false)?;
         self.linears(&a.gate, [("mlp.down", &mlp.down, &mut a.partial_sum)])
     }
@@ -446,11 +461,25 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.settle(false)
     }
 
-    fn all_reduce(&mut self, op: &'static str, buffer: &mut B::Buffer) -> Result<(), ExecError> {
+    fn all_reduce(
+        &mut self,
+        op: &'static str,
+        part: Part,
+        buffer: &mut B::Buffer,
+    ) -> Result<(), ExecError> {
         let place = self.place(op);
         self.backend
             .all_reduce_sum(buffer, self.tokens * self.hidden, self.collective)
-            .map_err(|source| ExecError::Collective { place, source })
+            .map_err(|source| ExecError::Collective { place, source })?;
+        match self.collective.world_size() {
+            1 => Ok(()),
+            _ => self.mark(part),
+        }
+    }
+
+    fn mark(&mut self, part: Part) -> Result<(), ExecError> {
+        let layer = self.layer;
+        self.run("mark", |backend| backend.mark(Mark { layer, part }))
     }
 
     /// Stops if something is known not to be finite; `wait` until all is known.

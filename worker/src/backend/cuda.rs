@@ -23,8 +23,8 @@ use secondwind_kernels::{
 use secondwind_model::plan::KvDType;
 
 use super::{
-    AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, NonFinite, QuantShape,
-    QuantSink, ReducedRow, RowRequest, StepLimits, largest_group,
+    AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, LinearUse, NonFinite,
+    QuantShape, QuantSink, ReducedRow, RowRequest, StepLimits, largest_group,
 };
 use crate::{
     batch::Batch,
@@ -32,11 +32,14 @@ use crate::{
         Collective, CollectiveBuffer, CollectiveError, DeviceSpan,
         nccl::{Nccl, NcclCollective},
     },
+    timeline::{Mark, Span},
 };
 
 mod step;
+mod timeline;
 
 use step::{StepArrays, StepMemory};
+use timeline::Timeline;
 
 /// Most tokens of a row for which a step still counts as decoding: each reads the whole cache.
 const DECODE_TOKENS: usize = 4;
@@ -66,6 +69,7 @@ pub struct CudaBackend {
     /// By tokens: decoding steps.
     recordings: BTreeMap<usize, Graph>,
     recording: Option<Recording>,
+    timeline: Timeline,
 }
 
 impl CudaBackend {
@@ -106,6 +110,7 @@ impl CudaBackend {
             step: None,
             recordings: BTreeMap::new(),
             recording: None,
+            timeline: Timeline::default(),
         })
     }
 
@@ -255,6 +260,14 @@ impl Backend for CudaBackend {
         [1, 8, 64, 512].into_iter().filter_map(line).collect()
     }
 
+    fn linear_use(&self, linear: &Linear, rows: usize) -> Result<LinearUse, KernelError> {
+        Ok(LinearUse {
+            path: self.path(linear, rows)?.path,
+            rows,
+            read_bytes: linear.read_bytes(),
+        })
+    }
+
     fn attention_choice(&self, head_dim: usize, kv: KvDType) -> String {
         let choice = |phase| match self.attention_path(phase, head_dim, kernel_kv(kv)) {
             Ok(choice) => format!("{} ({})", choice.path, choice.reason),
@@ -265,6 +278,11 @@ impl Backend for CudaBackend {
             choice(Phase::Decode),
             choice(Phase::Prefill)
         )
+    }
+
+    fn used_bytes(&self) -> Option<u64> {
+        let (free, total) = self.device.memory().ok()?;
+        Some(total.saturating_sub(free))
     }
 
     fn buffer(&mut self, elements: usize) -> Result<Memory<f32>, KernelError> {
@@ -439,6 +457,9 @@ impl Backend for CudaBackend {
     }
 
     fn recorded(&self, tokens: usize) -> Option<usize> {
+        if self.timeline.is_on() {
+            return None;
+        }
         let (size, _) = self.recordings.range(tokens..).next()?;
         Some(*size)
     }
@@ -462,6 +483,18 @@ impl Backend for CudaBackend {
 
     fn forget_recordings(&mut self) {
         self.recordings.clear();
+    }
+
+    fn start_timeline(&mut self) -> Result<(), KernelError> {
+        self.timeline.start(&self.device)
+    }
+
+    fn mark(&mut self, mark: Mark) -> Result<(), KernelError> {
+        self.timeline.mark(&self.device, mark)
+    }
+
+    fn finish_timeline(&mut self) -> Result<Vec<Span>, KernelError> {
+        self.timeline.finish(&self.device)
     }
 
     fn embed(
