@@ -72,6 +72,7 @@ pub struct Group {
     /// Of each rank.
     pub capabilities: Vec<Capabilities>,
     devices: Vec<Open>,
+    nccl: Option<Arc<Nccl>>,
     precision: Precision,
     lm_head: LmHead,
 }
@@ -112,9 +113,14 @@ impl RankFlags {
         }
         };
         let devices = devices.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        let cards = |device: &Open| matches!(device, Open::Cuda(..));
+        let nccl = match devices.len() > 1 && devices.iter().all(cards) {
+            true => Some(Arc::new(Nccl::open(None)?)),
+            false => None,
+        };
         let measure = |device: &Open| match device {
             Open::Cpu(threads, _) => measure_cpu(&shape, *threads, None),
-            Open::Cuda(card, _) => measure_cuda(&shape, card, None),
+            Open::Cuda(card, _) => measure_cuda(&shape, card, None, nccl.is_some()),
         };
         let capabilities = devices.iter().map(measure).collect::<Result<_, _>>()?;
         Ok(Group {
@@ -122,6 +128,7 @@ impl RankFlags {
             shape,
             capabilities,
             devices,
+            nccl,
             precision,
             lm_head,
         })
@@ -221,14 +228,6 @@ impl Group {
     /// Makes the ranks of `plan` and works on each; what each found, by rank.
     pub fn run<W: Work>(self, plan: &ShardPlan, work: &W) -> Result<Vec<W::Found>> {
         let world = self.devices.len();
-        let cards = self
-            .devices
-            .iter()
-            .all(|device| matches!(device, Open::Cuda(..)));
-        let nccl = match world > 1 && cards {
-            true => Some(Arc::new(Nccl::open(None)?)),
-            false => None,
-        };
         let hosts: Vec<Box<dyn Collective>> = match world {
             1 => vec![Box::new(Solo)],
             _ => local::meshes(world, DEADLINE)
@@ -239,7 +238,7 @@ impl Group {
         let mut ranks = Vec::new();
         for (rank, (device, host)) in self.devices.into_iter().zip(hosts).enumerate() {
             let (shape, plan) = (self.shape.clone(), plan.clone());
-            let (nccl, work) = (nccl.clone(), work.clone());
+            let (nccl, work) = (self.nccl.clone(), work.clone());
             ranks.push(thread::spawn(move || -> Result<W::Found> {
                 let sums = nccl.is_some();
                 match device {

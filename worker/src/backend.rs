@@ -26,6 +26,7 @@ mod cuda;
 
 pub use cpu::CpuBackend;
 pub use cuda::CudaBackend;
+pub(crate) use cuda::RECORDING_SIZES;
 
 /// What a quantised linear is made of, before its words are written.
 pub struct QuantShape<'a> {

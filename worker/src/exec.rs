@@ -1,6 +1,7 @@
 //! A decoder's forward pass over one rank's shard.
 
 use secondwind_kernels::KernelError;
+use secondwind_model::plan::recorded_sizes;
 
 use crate::{
     backend::{AttentionShape, Backend, Check, HeadNorms, LinearJob, NonFinite},
@@ -203,10 +204,7 @@ pub fn record<B: Backend>(
         // A sum over the host cannot be recorded.
         return Ok(());
     }
-    let sizes = backend.recording_sizes();
-    let most = sizes.last().map_or(0, |most| max_tokens.min(*most));
-    let below = sizes.iter().copied().take_while(|size| *size < most);
-    for tokens in below.chain((most > 0).then_some(most)) {
+    for tokens in recorded_sizes(backend.recording_sizes(), max_tokens) {
         let batch = Batch::blank(tokens);
         forward(backend, shard, activations, &batch, collective)?;
         let mut pass = Pass::new(backend, shard, &batch, collective);

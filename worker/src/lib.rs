@@ -32,6 +32,6 @@ pub mod session;
 pub mod shard;
 pub mod timeline;
 
-pub use capabilities::{measure_cpu, measure_cuda};
+pub use capabilities::{cuda_recordings, measure_cpu, measure_cuda};
 pub use collective::local::LocalHub;
 pub use run::{Device, WorkerConfig, WorkerError, run};

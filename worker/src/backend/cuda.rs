@@ -49,7 +49,7 @@ const NCCL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Tokens of recorded decoding steps; others are padded to the next. Few rows cost what their kernels'
 /// next size costs. Steps past the last keep the card busy for longer than launching takes.
-const RECORDING_SIZES: [usize; 12] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64];
+pub(crate) const RECORDING_SIZES: [usize; 12] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64];
 
 /// One card.
 pub struct CudaBackend {
