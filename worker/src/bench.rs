@@ -276,7 +276,8 @@ impl<B: Backend> BenchRank<B> {
         // Block 0 is nobody's.
         let first = 1 + (sequence as usize - 1) * each;
         let blocks = |tokens: usize| first + tokens.div_ceil(self.limits.block_tokens);
-        let tokens = (position..position + count).map(|at| (at * 7919 % 997) as u32);
+        let ids = self.limits.vocab_size.min(997);
+        let tokens = (position..position + count).map(|at| (at * 7919 % ids) as u32);
         StepRow {
             sequence,
             position,
