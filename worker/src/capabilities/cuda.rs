@@ -29,7 +29,8 @@ const DRIVER_RESERVE_BYTES: u64 = 256 << 20;
 /// an H100, which is 3 KiB for each of its about ten launches.
 const LAYER_BYTES: u64 = (24 << 20) / (12 * 64);
 
-/// A recorded sum: there the same recordings took 688 MiB with the 129 sums over NCCL of every size.
+/// A recorded sum: there, over two cards, the same recordings took 688 MiB with the 129 sums over NCCL of every
+/// size, what NCCL takes with its first sums included.
 const SUM_BYTES: u64 = ((688 - 24) << 20) / (12 * 129);
 
 /// An NCCL communicator of cards of one host: its channels' buffers and its kernels. An estimate that

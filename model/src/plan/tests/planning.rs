@@ -270,15 +270,14 @@ proptest! {
         };
         let shape = shape(sizes, format);
         let workers: Vec<_> = (0..world)
-            .map(|_| worker(random.within(1 << 24, 1 << 30) as u64, 1e9 * random.between(1.0, 20.0)))
-            .map(|worker| Capabilities {
+            .map(|_| Capabilities {
                 recordings: Recordings {
                     sizes: vec![1, 2, 4, 8],
                     bytes_per_layer: random.within(0, 1 << 12) as u64,
                     bytes_per_sum: random.within(0, 1 << 14) as u64,
                     nccl_bytes: random.within(0, 3) as u64,
                 },
-                ..worker
+                ..worker(random.within(1 << 24, 1 << 30) as u64, 1e9 * random.between(1.0, 20.0))
             })
             .collect();
         match plan(&shape, &settings(), &workers) {
