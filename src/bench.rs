@@ -22,7 +22,7 @@ pub struct Flags {
 enum What {
     /// Time linear layers against this machine's memory bandwidth and arithmetic
     Kernels(KernelFlags),
-    /// Time prompts and decoding of a model of random weights on one card or more
+    /// Time prompts and decoding of a model, or of one of random weights, on one card or more
     Model(model::ModelFlags),
 }
 
@@ -47,7 +47,7 @@ struct KernelFlags {
 
 /// How a card is used.
 #[derive(Args, Debug, Default)]
-struct CardFlags {
+pub struct CardFlags {
     /// Run the code of an older architecture, such as `sm_61`
     #[arg(long, value_name = "ARCH")]
     arch_override: Option<String>,
@@ -58,7 +58,7 @@ struct CardFlags {
 
 impl CardFlags {
     /// Opens card `ordinal`.
-    fn open(&self, ordinal: usize) -> Result<secondwind_kernels::cuda::Device> {
+    pub fn open(&self, ordinal: usize) -> Result<secondwind_kernels::cuda::Device> {
         use secondwind_kernels::cuda::{Arch, Device, PackSource};
         let arch = self
             .arch_override

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     bench, chat,
     config::{self, Config, Layer, Origin, Request, Section},
-    coordinator, demo, doctor, generate, kernels, logging, plan, worker,
+    coordinator, demo, doctor, generate, kernels, logging, plan, profile, worker,
 };
 
 /// Serves Qwen GPTQ models across a rack of old NVIDIA cards.
@@ -59,6 +59,8 @@ enum Command {
     Doctor(doctor::Flags),
     /// Measure this machine
     Bench(bench::Flags),
+    /// Show where a model's step spends its time, and memory planned against measured
+    Profile(profile::Flags),
     /// Compile the CUDA kernels, and see what they take
     Kernels(kernels::Flags),
 }
@@ -76,6 +78,7 @@ impl Cli {
             Command::Plan(flags) => plan::run(flags, common),
             Command::Doctor(flags) => doctor::run(flags, common),
             Command::Bench(flags) => bench::run(flags, common),
+            Command::Profile(flags) => profile::run(flags, common),
             Command::Kernels(flags) => kernels::run(flags, common),
         }
     }

@@ -1,7 +1,7 @@
 //! `secondwind`: serves Qwen GPTQ models across a rack of old NVIDIA cards, tensor-parallel and uneven.
 //!
 //! One binary: the two daemons (`coordinator`, `worker`), their clients (`generate`, `chat`), and what
-//! helps to decide (`demo`, `plan`, `bench`). Each subcommand is a file.
+//! helps to decide (`demo`, `plan`, `doctor`, `bench`, `profile`). Each subcommand is a file.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -20,6 +20,8 @@ mod local_cluster;
 mod logging;
 mod output;
 mod plan;
+mod profile;
+mod ranks;
 mod signals;
 mod worker;
 

@@ -90,9 +90,11 @@ fn capabilities(specs: &[String], shape: &ModelShape) -> Result<Vec<Capabilities
             continue;
         }
         match preset(spec) {
-            Ok(card) => workers.push(
-                card.capabilities(|weights, rows| card_paths::facts(&card, weights, rows, widest)),
-            ),
+            Ok(card) => workers.push(Capabilities {
+                // A host with cards is taken to have NCCL, too.
+                recordings: secondwind_worker::cuda_recordings(true),
+                ..card.capabilities(|weights, rows| card_paths::facts(&card, weights, rows, widest))
+            }),
             Err(error) => mistakes.push(format!("--worker {spec}: {error}")),
         }
     }
@@ -125,7 +127,7 @@ fn paths(workers: &[Capabilities]) -> String {
 }
 
 /// Tells what was asked wrongly from a model that does not fit.
-fn told(error: PlanError) -> anyhow::Error {
+pub fn told(error: PlanError) -> anyhow::Error {
     match error {
         PlanError::NoWorkers
         | PlanError::WorldTooLarge { .. }

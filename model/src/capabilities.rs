@@ -21,6 +21,21 @@ pub struct Capabilities {
     pub op_latency_seconds: f64,
     /// Linear paths, one entry per (format, row bucket).
     pub linears: Vec<LinearCapability>,
+    /// What the device keeps beside a model.
+    pub recordings: Recordings,
+}
+
+/// What a device keeps to replay decoding steps and to sum with other cards.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recordings {
+    /// Tokens of the decoding steps that it wants to record, rising; none if it records nothing.
+    pub sizes: Vec<usize>,
+    /// Bytes of a recorded layer without its sums.
+    pub bytes_per_layer: u64,
+    /// Bytes of a recorded sum over ranks.
+    pub bytes_per_sum: u64,
+    /// Bytes of its part of an NCCL communicator; 0 if it has no NCCL.
+    pub nccl_bytes: u64,
 }
 
 /// Weight storage that a capability speaks of.

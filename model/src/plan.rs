@@ -33,6 +33,7 @@ mod error;
 mod fit;
 mod memory;
 mod presets;
+mod recordings;
 mod search;
 mod shape;
 mod starts;
@@ -56,6 +57,7 @@ pub use presets::{
     Arithmetic, ArithmeticRates, CardPreset, PathFacts, PresetError, card_names, parse_bytes,
     preset,
 };
+pub use recordings::{RecordedBytes, recorded_bytes, recorded_sizes};
 pub use shape::{ModelShape, act_order, kv_heads_of, module_extent};
 pub use table::table;
 
@@ -176,6 +178,10 @@ pub struct RankMemory {
     pub scratch: u64,
     /// Activations and logits.
     pub buffers: u64,
+    /// Recorded decoding steps.
+    pub graphs: u64,
+    /// The link over which cards sum.
+    pub nccl: u64,
 }
 
 impl RankMemory {
@@ -187,7 +193,7 @@ impl RankMemory {
     }
 
     /// Each purpose with its name.
-    pub fn purposes(&self) -> [(&'static str, u64); 6] {
+    pub fn purposes(&self) -> [(&'static str, u64); 8] {
         let Self {
             weights,
             padding,
@@ -195,6 +201,8 @@ impl RankMemory {
             kv_cache,
             scratch,
             buffers,
+            graphs,
+            nccl,
         } = *self;
         [
             ("weights", weights),
@@ -203,6 +211,8 @@ impl RankMemory {
             ("kv cache", kv_cache),
             ("scratch", scratch),
             ("buffers", buffers),
+            ("graphs", graphs),
+            ("nccl", nccl),
         ]
     }
 }

@@ -1,6 +1,6 @@
 //! [`Capabilities`] on the wire.
 
-use secondwind_model::capabilities::{Capabilities, LinearCapability, WeightKind};
+use secondwind_model::capabilities::{Capabilities, LinearCapability, Recordings, WeightKind};
 
 use crate::{WireError, index, v1};
 
@@ -13,6 +13,17 @@ impl From<&Capabilities> for v1::Capabilities {
             all_reduce_latency_seconds: from.all_reduce_latency_seconds,
             op_latency_seconds: from.op_latency_seconds,
             linears: from.linears.iter().map(Into::into).collect(),
+            recordings: Some(v1::Recordings {
+                sizes: from
+                    .recordings
+                    .sizes
+                    .iter()
+                    .map(|size| *size as u64)
+                    .collect(),
+                bytes_per_layer: from.recordings.bytes_per_layer,
+                bytes_per_sum: from.recordings.bytes_per_sum,
+                nccl_bytes: from.recordings.nccl_bytes,
+            }),
         }
     }
 }
@@ -35,8 +46,19 @@ impl TryFrom<v1::Capabilities> for Capabilities {
                 .into_iter()
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
+            recordings: recordings(from.recordings.unwrap_or_default())?,
         })
     }
+}
+
+fn recordings(from: v1::Recordings) -> Result<Recordings, WireError> {
+    let size = |size| index(size, "Recordings", "sizes");
+    Ok(Recordings {
+        sizes: from.sizes.into_iter().map(size).collect::<Result<_, _>>()?,
+        bytes_per_layer: from.bytes_per_layer,
+        bytes_per_sum: from.bytes_per_sum,
+        nccl_bytes: from.nccl_bytes,
+    })
 }
 
 impl From<&LinearCapability> for v1::LinearCapability {

@@ -148,6 +148,8 @@ impl From<&RankPlan> for v1::RankPlan {
             kv_cache_bytes: from.memory.kv_cache,
             scratch_bytes: from.memory.scratch,
             buffers_bytes: from.memory.buffers,
+            graphs_bytes: from.memory.graphs,
+            nccl_bytes: from.memory.nccl,
             decode_step_seconds: from.decode_step_seconds,
         }
     }
@@ -165,6 +167,8 @@ impl From<v1::RankPlan> for RankPlan {
                 kv_cache: from.kv_cache_bytes,
                 scratch: from.scratch_bytes,
                 buffers: from.buffers_bytes,
+                graphs: from.graphs_bytes,
+                nccl: from.nccl_bytes,
             },
             decode_step_seconds: from.decode_step_seconds,
         }

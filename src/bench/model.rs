@@ -1,27 +1,22 @@
 //! `secondwind bench model`: prompts and decoding of a model of random weights, on one card or more.
 
-use std::{sync::Arc, thread, time::Duration};
-
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use clap::Args;
-use secondwind_kernels::cuda::bench::copy_bandwidth;
-use secondwind_model::{
-    plan::{self, KvDType, LmHead, ModelShape, PlanSettings, Precision, ShardPlan},
-    synthetic::SyntheticModel,
-};
+use secondwind_model::plan::{self, ModelShape, ShardPlan};
 use secondwind_worker::{
-    backend::CudaBackend,
+    backend::Backend,
     bench::BenchRank,
-    collective::{Collective, Solo, local, nccl::Nccl},
-    measure_cuda,
+    loader::{Phase, Readings},
 };
 use serde::Serialize;
 
-use super::CardFlags;
-use crate::{exit::UsageError, output};
+use crate::{
+    output,
+    ranks::{Load, RankFlags, Work, median},
+};
 
-/// How long ranks wait for each other.
-const DEADLINE: Duration = Duration::from_secs(120);
+/// The model where none is asked for.
+const SHAPE: &str = "qwen2.5-7b";
 /// Decoding steps that are timed.
 const STEPS: usize = 24;
 /// Tokens that a sequence holds when it is first timed.
@@ -30,23 +25,8 @@ const CONTEXT: usize = 128;
 /// Flags of `bench model`.
 #[derive(Args, Debug)]
 pub struct ModelFlags {
-    /// Shape of the model: `qwen2.5-0.5b`, `-1.5b`, `-3b`, `-7b`, `-14b`, `-32b` or `-72b`
-    #[arg(long, value_name = "SHAPE", default_value = "qwen2.5-7b")]
-    shape: String,
-    /// Cards, such as `cuda:0` or `cuda:0,cuda:1`; one rank on each
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "cuda:0"
-    )]
-    device: Vec<String>,
-    /// `fast` or `exact`
-    #[arg(long, value_name = "WORD", default_value = "fast")]
-    precision: String,
-    /// `fp16` or `int8`
-    #[arg(long, value_name = "WORD", default_value = "fp16")]
-    lm_head: String,
+    #[command(flatten)]
+    ranks: RankFlags,
     /// Sequences that decode together
     #[arg(
         long,
@@ -63,8 +43,6 @@ pub struct ModelFlags {
         default_value = "512,2048"
     )]
     prompt: Vec<usize>,
-    #[command(flatten)]
-    card: CardFlags,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -101,11 +79,16 @@ struct Decoding {
     byte_times: f64,
 }
 
-/// What rank 0 measured.
+/// What is measured on every rank.
+#[derive(Clone)]
+struct Measure {
+    batch: Vec<u64>,
+    prompt: Vec<usize>,
+}
+
+/// What a rank measured.
 struct Measured {
-    copy: f64,
-    taken_bytes: u64,
-    recording_bytes: u64,
+    readings: Readings,
     paths: Vec<String>,
     prompts: Vec<(usize, f64)>,
     decoding: Vec<(u64, f64)>,
@@ -121,153 +104,68 @@ pub fn run(flags: &ModelFlags) -> Result<()> {
 }
 
 fn measure(flags: &ModelFlags) -> Result<Report> {
-    let size = flags
-        .shape
-        .strip_prefix("qwen2.5-")
-        .and_then(SyntheticModel::qwen2_5);
-    let model = size.ok_or_else(|| {
-        UsageError::one(format!(
-            "--shape {}: known are qwen2.5-0.5b to qwen2.5-72b",
-            flags.shape
-        ))
-    })?;
-    let shape = model.shape().context("the shape cannot be made")?;
-    let shape = Arc::new(shape.with_lm_head(lm_head(flags)?));
-    let ordinals = ordinals(&flags.device)?;
-    let cards = ordinals
-        .iter()
-        .map(|&ordinal| flags.card.open(ordinal))
-        .collect::<Result<Vec<_>>>()?;
-    let devices = cards
-        .iter()
-        .map(|card| format!("{} ({} code)", card.facts().name, card.arch()))
-        .collect();
-    let capabilities = cards
-        .iter()
-        .map(|card| measure_cuda(&shape, card, None))
-        .collect::<Result<Vec<_>, _>>()?;
-    let plan = plan::plan(&shape, &settings(flags)?, &capabilities)?;
-    let nccl = match cards.len() {
-        1 => None,
-        _ => Some(Arc::new(Nccl::open(None)?)),
-    };
-    let mut hosts: Vec<Box<dyn Collective>> = match cards.len() {
-        1 => vec![Box::new(Solo)],
-        world => local::meshes(world, DEADLINE)
-            .into_iter()
-            .map(|mesh| Box::new(mesh) as Box<dyn Collective>)
-            .collect(),
-    };
-    let mut ranks = Vec::new();
-    for (rank, card) in cards.into_iter().enumerate().rev() {
-        let host = hosts.pop().context("a rank has no link")?;
-        let (shape, plan, nccl) = (shape.clone(), plan.clone(), nccl.clone());
-        let (batch, prompt) = (flags.batch.clone(), flags.prompt.clone());
-        ranks.push(thread::spawn(move || -> Result<Measured> {
-            let copy = copy_bandwidth(&card)?;
-            let sums = nccl.is_some();
-            let backend = CudaBackend::new(card, None, None, nccl)?;
-            let rank = BenchRank::new(backend, &shape, &plan, rank, host, sums)?;
-            time(rank, copy, &batch, &prompt)
-        }));
-    }
-    let mut root = None;
-    for rank in ranks {
-        // Rank 0 was started last.
-        root = Some(rank.join().map_err(|_| anyhow!("a rank panicked"))??);
-    }
-    let root = root.context("no rank ran")?;
-    Ok(report(flags, &shape, &plan, devices, root))
-}
-
-fn ordinals(devices: &[String]) -> Result<Vec<usize>> {
-    let ordinal = |name: &String| match name.trim().parse() {
-        Ok(secondwind_worker::Device::Cuda(ordinal)) => Ok(ordinal),
-        Ok(_) => Err(UsageError::one("--device: this measures cards, such as cuda:0").into()),
-        Err(why) => Err(UsageError::one(format!("--device: {why}")).into()),
-    };
-    devices.iter().map(ordinal).collect()
-}
-
-fn lm_head(flags: &ModelFlags) -> Result<LmHead> {
-    match flags.lm_head.as_str() {
-        "fp16" => Ok(LmHead::Fp16),
-        "int8" => Ok(LmHead::Int8),
-        other => {
-            let message = format!("--lm-head {other}: known are fp16 and int8");
-            Err(UsageError::one(message).into())
-        }
-    }
-}
-
-fn settings(flags: &ModelFlags) -> Result<PlanSettings> {
-    let sequences = flags.batch.iter().copied().max().unwrap_or(1) as usize;
+    let group = flags.ranks.open(Some(SHAPE))?;
     let prompt = flags.prompt.iter().copied().max().unwrap_or(0);
-    Ok(PlanSettings {
-        max_context_tokens: prompt.max(CONTEXT + 2 * STEPS).next_multiple_of(16) + 16,
-        max_sequences: sequences,
-        max_step_tokens: 2048,
-        max_logit_rows: sequences,
-        block_tokens: 16,
-        kv_dtype: KvDType::F16,
-        precision: match flags.precision.as_str() {
-            "fast" => Precision::Fast,
-            "exact" => Precision::Exact,
-            other => {
-                let message = format!("--precision {other}: known are fast and exact");
-                return Err(UsageError::one(message).into());
-            }
+    let plan = group.plan(&Load {
+        sequences: flags.batch.iter().copied().max().unwrap_or(1) as usize,
+        context_tokens: prompt.max(CONTEXT + 2 * STEPS).next_multiple_of(16) + 16,
+        step_tokens: 2048,
+    })?;
+    let (model, shape) = (group.model.clone(), group.shape.clone());
+    // A copy reads and writes at the same time; its rate is what a card says of its reads.
+    let copy = group.capabilities[0].read_bytes_per_second;
+    let measured = group.run(
+        &plan,
+        &Measure {
+            batch: flags.batch.clone(),
+            prompt: flags.prompt.clone(),
         },
-        lm_head: lm_head(flags)?,
-        memory_reserve_bytes: 0,
-        forced_split: None,
-    })
+    )?;
+    let root = measured.into_iter().next();
+    let root = root.context("no rank ran")?;
+    Ok(report(flags, model, &shape, &plan, copy, root))
 }
 
-fn time(mut rank: BenchRank, copy: f64, batch: &[u64], prompt: &[usize]) -> Result<Measured> {
-    let mut prompts = Vec::new();
-    for &tokens in prompt {
-        rank.clear();
-        rank.prompt(1, tokens)?;
-        let mut seconds = Vec::new();
-        for _ in 0..3 {
+impl Work for Measure {
+    type Found = Measured;
+
+    fn on<B: Backend>(&self, mut rank: BenchRank<B>) -> Result<Measured> {
+        let mut prompts = Vec::new();
+        for &tokens in &self.prompt {
             rank.clear();
-            seconds.push(rank.prompt(1, tokens)?);
+            rank.prompt(1, tokens)?;
+            let mut seconds = Vec::new();
+            for _ in 0..3 {
+                rank.clear();
+                seconds.push(rank.prompt(1, tokens)?);
+            }
+            prompts.push((tokens, median(seconds)));
         }
-        prompts.push((tokens, median(seconds)));
-    }
-    let mut decoding = Vec::new();
-    for &sequences in batch {
-        rank.clear();
-        for sequence in 1..=sequences {
-            rank.prompt(sequence, CONTEXT)?;
+        let mut decoding = Vec::new();
+        for &sequences in &self.batch {
+            rank.clear();
+            for sequence in 1..=sequences {
+                rank.prompt(sequence, CONTEXT)?;
+            }
+            rank.decode(sequences, CONTEXT, 3)?;
+            let seconds = rank.decode(sequences, CONTEXT + 3, STEPS)?;
+            decoding.push((sequences, median(seconds)));
         }
-        rank.decode(sequences, CONTEXT, 3)?;
-        decoding.push((
-            sequences,
-            median(rank.decode(sequences, CONTEXT + 3, STEPS)?),
-        ));
+        Ok(Measured {
+            readings: rank.readings,
+            paths: rank.choices,
+            prompts,
+            decoding,
+        })
     }
-    Ok(Measured {
-        copy,
-        taken_bytes: rank.taken_bytes,
-        recording_bytes: rank.recording_bytes,
-        paths: rank.choices,
-        prompts,
-        decoding,
-    })
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 fn report(
     flags: &ModelFlags,
+    model: String,
     shape: &ModelShape,
     plan: &ShardPlan,
-    devices: Vec<String>,
+    copy: f64,
     root: Measured,
 ) -> Report {
     let memory = &plan.ranks[0].memory;
@@ -275,16 +173,16 @@ fn report(
     let embedding = plan::embedding_bytes(shape, plan.vocab[0].len());
     let bytes_per_token =
         (memory.weights + memory.scales + memory.padding).saturating_sub(embedding);
-    let byte_time = bytes_per_token as f64 / root.copy;
+    let byte_time = bytes_per_token as f64 / copy;
     Report {
-        shape: flags.shape.clone(),
-        devices,
-        precision: flags.precision.clone(),
-        copy_bytes_per_second: root.copy,
+        shape: model,
+        devices: plan.ranks.iter().map(|rank| rank.device.clone()).collect(),
+        precision: flags.ranks.precision.clone(),
+        copy_bytes_per_second: copy,
         bytes_per_token,
         planned_bytes: memory.total(),
-        taken_bytes: root.taken_bytes,
-        recording_bytes: root.recording_bytes,
+        taken_bytes: root.readings.total(),
+        recording_bytes: root.readings.taken(Phase::Recordings).unwrap_or(0),
         paths: root.paths,
         prompts: root
             .prompts

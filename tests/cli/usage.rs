@@ -214,6 +214,90 @@ fn plan_splits_a_model_over_absent_cards() {
 }
 
 #[test]
+fn profile_shows_where_time_and_memory_go() {
+    let profile = |more: &[&'static str]| [&["profile", "--model", CHECKPOINT], more].concat();
+    let small = ["--batch", "2", "--context", "9", "--prompt", "17"];
+    let output = run(&profile(&[&["--device", "cpu"], &small[..]].concat()));
+    assert!(output.status.success(), "{}", stderr(&output));
+    for word in [
+        "as served",
+        "rope_kv_write",
+        "gate_up",
+        "sampling",
+        "GB/s",
+        "kv cache",
+    ] {
+        let told = stdout(&output);
+        assert!(told.contains(word), "`{word}` is not in:\n{told}");
+    }
+
+    let ranks = ["--device", "cpu,cpu", "--layers", "--json"];
+    let output = run(&profile(&[&ranks[..], &small].concat()));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let ranks = report["ranks"].as_array().unwrap();
+    assert_eq!(ranks.len(), 2);
+    for rank in ranks {
+        for (step, rows) in [("decode", 2), ("prefill", 17)] {
+            let step = &rank[step];
+            let seconds = |name: &str| step[name].as_f64().unwrap();
+            assert!(seconds("plain_seconds") > 0.0);
+            assert!(seconds("all_reduce_seconds") > 0.0);
+            let parts = seconds("device_seconds");
+            assert!((seconds("wall_seconds") - parts - seconds("gap_seconds")).abs() < 1e-9);
+            let tree = &step["tree"];
+            let child = |node: &serde_json::Value, name: &str| {
+                let children = node["children"].as_array().unwrap();
+                let found = children.iter().find(|child| child["name"] == name);
+                found
+                    .unwrap_or_else(|| panic!("no {name} in {node}"))
+                    .clone()
+            };
+            let layer = child(&child(tree, "layers"), "layer 1");
+            let qkv = child(&child(&layer, "attention"), "qkv");
+            assert_eq!(qkv["linear"]["rows"], rows);
+            assert!(qkv["linear"]["read_bytes"].as_u64().unwrap() > 0);
+            assert!((tree["seconds"].as_f64().unwrap() - parts).abs() < 1e-9);
+        }
+        let memory = rank["memory"].as_array().unwrap();
+        let weights = memory.iter().find(|row| row["purpose"] == "weights");
+        assert!(weights.unwrap()["planned_bytes"].as_u64().unwrap() > 0);
+    }
+
+    refuses(&["profile"], USAGE, &["--model DIR", "--shape"]);
+    refuses(
+        &["profile", "--model", "/nowhere/at/all"],
+        USAGE,
+        &["/nowhere/at/all", "builtin"],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().to_str().unwrap();
+    refuses(&["profile", "--model", empty], 1, &["config.json"]);
+    refuses(
+        &["profile", "--shape", "qwen2.5-7b", "--device", "cpu"],
+        USAGE,
+        &["on cards only", "--model DIR"],
+    );
+    refuses(
+        &["profile", "--shape", "qwen9", "--device", "cuda:0"],
+        USAGE,
+        &["qwen9", "qwen2.5-72b"],
+    );
+    refuses(&profile(&["--device", "cuda"]), USAGE, &["cuda:N"]);
+    refuses(
+        &profile(&["--device", "cpu", "--prompt", "99999"]),
+        USAGE,
+        &["--prompt 99999", "holds"],
+    );
+    // No machine has as many cards, and most have no driver.
+    let output = run(&profile(&["--device", "cuda:99"]));
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    let known = ["install the driver", "there is no device cuda:99"];
+    assert!(known.iter().any(|words| told.contains(words)), "{told}");
+}
+
+#[test]
 fn what_no_group_could_honour_is_told_at_start() {
     for (flags, words) in [
         (["--workers", "9"], "largest legal world size is 8"),

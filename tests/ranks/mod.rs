@@ -19,7 +19,7 @@ use secondwind_kernels::{
     select::{AttentionPath, LinearPath},
 };
 use secondwind_model::{
-    capabilities::{Capabilities, LinearCapability, WeightKind},
+    capabilities::{Capabilities, LinearCapability, Recordings, WeightKind},
     checkpoint::Checkpoint,
     plan::{self, KvDType, LmHead, PlanSettings, Precision, ShardPlan},
     step::{RowInput, Sampling, SequenceId, Step, StepResult, StepRow},
@@ -137,6 +137,7 @@ pub fn capabilities() -> Capabilities {
                 seconds_per_byte: 1.0e-10,
             })
             .collect(),
+        recordings: Recordings::default(),
     }
 }
 

@@ -7,12 +7,18 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use half::f16;
-use secondwind_kernels::{KernelError, logits::RowSummary, select::Precision, weights::Dtype};
+use secondwind_kernels::{
+    KernelError,
+    logits::RowSummary,
+    select::{LinearPath, Precision},
+    weights::Dtype,
+};
 use secondwind_model::plan::KvDType;
 
 use crate::{
     batch::Batch,
     collective::{Collective, CollectiveError},
+    timeline::{Mark, Span},
 };
 
 mod cpu;
@@ -20,6 +26,7 @@ mod cuda;
 
 pub use cpu::CpuBackend;
 pub use cuda::CudaBackend;
+pub(crate) use cuda::RECORDING_SIZES;
 
 /// What a quantised linear is made of, before its words are written.
 pub struct QuantShape<'a> {
@@ -102,6 +109,17 @@ pub enum RowRequest {
 /// A reduced row, and the logit of a requested target if this rank has it.
 pub type ReducedRow = (RowSummary, Option<f32>);
 
+/// What running a linear over some rows means.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearUse {
+    /// The path that the selector takes.
+    pub path: LinearPath,
+    /// Of the activations.
+    pub rows: usize,
+    /// Bytes of weights, scales and zero points: what one pass over them reads.
+    pub read_bytes: u64,
+}
+
 /// Number of an operation within a step, for what is found not finite.
 pub type Check = u32;
 
@@ -175,8 +193,23 @@ pub trait Backend {
     /// Which paths run a linear, by number of rows, and why.
     fn linear_choices(&self, linear: &Self::Linear) -> Vec<String>;
 
+    /// What runs a linear over `rows` rows.
+    ///
+    /// # Errors
+    /// A forced path that cannot.
+    fn linear_use(&self, linear: &Self::Linear, rows: usize) -> Result<LinearUse, KernelError>;
+
     /// Which paths run attention over heads of this size, and why.
     fn attention_choice(&self, head_dim: usize, kv: KvDType) -> String;
+
+    /// Bytes of the device's memory that are in use: of a card those of all its users, of a host what
+    /// this process has touched. None where that cannot be told.
+    fn used_bytes(&self) -> Option<u64>;
+
+    /// Over what sums over ranks go, and why, if that was a choice.
+    fn sums_choice(&self) -> Option<&str> {
+        None
+    }
 
     /// `elements` zeros.
     ///
@@ -304,6 +337,24 @@ pub trait Backend {
 
     /// Drops all recordings: the collective that they sum with is gone.
     fn forget_recordings(&mut self) {}
+
+    /// Times the parts of a step from here on; nothing is replayed until that ends.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn start_timeline(&mut self) -> Result<(), KernelError>;
+
+    /// Marks the end of a part of the step, if it is timed.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn mark(&mut self, mark: Mark) -> Result<(), KernelError>;
+
+    /// Ends timing: the parts in the order of their marks, after everything given to the device.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn finish_timeline(&mut self) -> Result<Vec<Span>, KernelError>;
 
     /// Embeds the batch's tokens; those outside `first_id..` of the table become zeros.
     ///

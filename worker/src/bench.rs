@@ -1,40 +1,49 @@
-//! Ranks of random weights, driven step by step without a coordinator: what `secondwind bench model`
-//! times.
+//! Ranks driven step by step without a coordinator: what `secondwind bench model` and `secondwind profile`
+//! time.
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
+use secondwind_kernels::KernelError;
 use secondwind_model::{
     plan::{ModelShape, ShardPlan},
     step::{RowInput, Sampling, SequenceId, Step, StepRow},
 };
 
 use crate::{
-    backend::{Backend, CudaBackend},
+    backend::{Backend, LinearUse},
     batch::{Limits, Sequences},
-    collective::Collective,
+    collective::{Collective, CollectiveError},
     exec::{self, Activations, ExecError},
-    loader::{self, LoadError},
+    loader::{LoadError, Parts, Phase, Readings},
     shard::Shard,
+    timeline::{Mark, Part, Span},
 };
 
-/// One rank on one card.
-pub struct BenchRank {
-    backend: CudaBackend,
-    shard: Shard<CudaBackend>,
-    activations: Activations<CudaBackend>,
+/// One rank on one device.
+pub struct BenchRank<B: Backend> {
+    backend: B,
+    shard: Shard<B>,
+    activations: Activations<B>,
     collective: Box<dyn Collective>,
     limits: Limits,
     sequences: Sequences,
     next_step: u64,
     /// Which path runs what, and why.
     pub choices: Vec<String>,
-    /// Device memory taken since before anything was loaded, after every decoding step was recorded.
-    pub taken_bytes: u64,
-    /// Of these, what recordings took.
-    pub recording_bytes: u64,
+    /// Device memory in use, from before anything was loaded until every decoding step was recorded.
+    pub readings: Readings,
+}
+
+/// Where a step's time went.
+#[derive(Clone, Debug)]
+pub struct Profiled {
+    /// On this rank's clock.
+    pub wall_seconds: f64,
+    /// On the device's.
+    pub spans: Vec<Span>,
 }
 
 /// Why a measurement ended.
@@ -46,35 +55,51 @@ pub enum BenchError {
     /// A step failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// The ranks cannot sum.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The device failed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// A step that does not follow.
     #[error("{0}")]
     Step(String),
 }
 
-impl BenchRank {
-    /// Makes rank `rank` of `plan` on the card of `backend`; `host` joins it with the others, whose sums
-    /// go over NCCL if `nccl`.
+impl<B: Backend> BenchRank<B> {
+    /// Makes a rank of `plan` of what `load` brings to the device of `backend`; `host` joins it with the
+    /// others, whose sums go over NCCL if `nccl`.
     ///
     /// # Errors
-    /// The card's, or that the ranks did not come together.
+    /// Of loading, of the device, or that the ranks did not come together.
     pub fn new(
-        mut backend: CudaBackend,
+        mut backend: B,
         shape: &ModelShape,
         plan: &ShardPlan,
-        rank: usize,
+        load: impl FnOnce(&mut B) -> Result<Parts<B>, LoadError>,
         host: Box<dyn Collective>,
         nccl: bool,
     ) -> Result<Self, BenchError> {
-        let free = |backend: &CudaBackend| backend.device().memory().map_or(0, |(free, _)| free);
-        let before = free(&backend);
-        let parts = loader::random(&mut backend, shape, plan, rank)?;
-        let mut collective = match nccl {
-            true => backend
-                .join_nccl(host, Arc::new(AtomicBool::new(false)))
-                .map_err(LoadError::from)?,
-            false => host,
-        };
+        let Parts {
+            mut shard,
+            mut activations,
+            choices,
+            mut readings,
+        } = load(&mut backend)?;
         let settings = &plan.settings;
+        let mut collective = host;
+        if nccl {
+            collective = backend.join_nccl(collective, Arc::new(AtomicBool::new(false)))?;
+            // NCCL takes most of its memory with the first sums.
+            for tokens in [1, settings.max_step_tokens] {
+                let elements = tokens * shard.hidden_size;
+                let link = collective.as_mut();
+                backend.all_reduce_sum(&mut activations.partial_sum, elements, link)?;
+                backend.non_finite(true)?;
+                collective.settle()?;
+            }
+            readings.read(&backend, Phase::Communicator);
+        }
         let limits = Limits {
             vocab_size: shape.config.vocab_size,
             kv_blocks: plan.kv_blocks,
@@ -83,8 +108,6 @@ impl BenchRank {
             max_step_tokens: settings.max_step_tokens,
             max_logit_rows: settings.max_logit_rows,
         };
-        let (mut shard, mut activations) = (parts.shard, parts.activations);
-        let loaded = free(&backend);
         let decoding = settings.max_sequences.min(settings.max_step_tokens);
         exec::record(
             &mut backend,
@@ -93,12 +116,9 @@ impl BenchRank {
             decoding,
             collective.as_mut(),
         )?;
-        let recorded = free(&backend);
-        let sums = backend
-            .sums_choice()
-            .map(str::to_owned)
-            .into_iter()
-            .collect();
+        readings.read(&backend, Phase::Recordings);
+        let sums = backend.sums_choice().map(str::to_owned);
+        let choices = choices.into_iter().chain(sums).collect();
         Ok(Self {
             backend,
             shard,
@@ -107,10 +127,66 @@ impl BenchRank {
             limits,
             sequences: Sequences::new(limits),
             next_step: 0,
-            choices: [parts.choices, sums].concat(),
-            taken_bytes: before.saturating_sub(recorded),
-            recording_bytes: loaded.saturating_sub(recorded),
+            choices,
+            readings,
         })
+    }
+
+    /// Device memory in use so far, now that steps ran.
+    pub fn read_memory(&mut self) -> &Readings {
+        self.readings.read(&self.backend, Phase::Steps);
+        &self.readings
+    }
+
+    /// Times the parts of the steps that `run` takes this rank through; it says their seconds.
+    ///
+    /// # Errors
+    /// Of `run`, or the device's.
+    pub fn profile(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<f64, BenchError>,
+    ) -> Result<Profiled, BenchError> {
+        self.backend.start_timeline()?;
+        let ran = run(self);
+        // Also where the step failed: it must not go on.
+        let spans = self.backend.finish_timeline();
+        Ok(Profiled {
+            wall_seconds: ran?,
+            spans: spans?,
+        })
+    }
+
+    /// What runs the linears of a step of `rows` tokens and `logit_rows` rows of logits, by the part of the
+    /// step that they are.
+    ///
+    /// # Errors
+    /// A forced path that cannot.
+    pub fn linears(
+        &self,
+        rows: usize,
+        logit_rows: usize,
+    ) -> Result<Vec<(Mark, LinearUse)>, BenchError> {
+        let mut uses = Vec::new();
+        let mut add = |mark, linears: &[&B::Linear], rows| {
+            for linear in linears {
+                uses.push((mark, self.backend.linear_use(linear, rows)?));
+            }
+            Ok::<_, KernelError>(())
+        };
+        for (index, layer) in self.shard.layers.iter().enumerate() {
+            let (attention, mlp) = (&layer.attention, &layer.mlp);
+            let mark = |part| Mark {
+                layer: Some(index),
+                part,
+            };
+            let qkv = [&attention.query, &attention.key, &attention.value];
+            add(mark(Part::Qkv), &qkv, rows)?;
+            add(mark(Part::Output), &[&attention.output], rows)?;
+            add(mark(Part::GateUp), &[&mlp.gate, &mlp.up], rows)?;
+            add(mark(Part::Down), &[&mlp.down], rows)?;
+        }
+        add(Mark::of(Part::LmHead), &[&self.shard.lm_head], logit_rows)?;
+        Ok(uses)
     }
 
     /// Forgets every sequence.
@@ -202,7 +278,8 @@ impl BenchRank {
         // Block 0 is nobody's.
         let first = 1 + (sequence as usize - 1) * each;
         let blocks = |tokens: usize| first + tokens.div_ceil(self.limits.block_tokens);
-        let tokens = (position..position + count).map(|at| (at * 7919 % 997) as u32);
+        let ids = self.limits.vocab_size.min(997);
+        let tokens = (position..position + count).map(|at| (at * 7919 % ids) as u32);
         StepRow {
             sequence,
             position,

@@ -7,7 +7,7 @@ use secondwind_kernels::weights::{Dtype, WeightFormat as KernelFormat};
 use secondwind_model::capabilities::WeightKind;
 
 pub use cpu::measure_cpu;
-pub use cuda::measure_cuda;
+pub use cuda::{cuda_recordings, measure_cuda};
 
 /// Rows at which linears are timed: one token, a small batch, a large one, a prompt's chunk.
 const ROW_BUCKETS: [usize; 4] = [1, 8, 64, 512];

@@ -253,6 +253,7 @@ fn form<B: Backend>(
                 shard,
                 activations,
                 choices,
+                ..
             } = loader::load(backend, checkpoint, &plan, rank, progress)?;
             Loaded {
                 plan_digest,

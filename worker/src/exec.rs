@@ -1,12 +1,14 @@
 //! A decoder's forward pass over one rank's shard.
 
 use secondwind_kernels::KernelError;
+use secondwind_model::plan::recorded_sizes;
 
 use crate::{
     backend::{AttentionShape, Backend, Check, HeadNorms, LinearJob, NonFinite},
     batch::Batch,
     collective::{Collective, CollectiveError},
     shard::{AttentionShard, LayerShard, MlpShard, Shard},
+    timeline::{Mark, Part},
 };
 
 mod logits;
@@ -202,10 +204,7 @@ pub fn record<B: Backend>(
         // A sum over the host cannot be recorded.
         return Ok(());
     }
-    let sizes = backend.recording_sizes();
-    let most = sizes.last().map_or(0, |most| max_tokens.min(*most));
-    let below = sizes.iter().copied().take_while(|size| *size < most);
-    for tokens in below.chain((most > 0).then_some(most)) {
+    for tokens in recorded_sizes(backend.recording_sizes(), max_tokens) {
         let batch = Batch::blank(tokens);
         forward(backend, shard, activations, &batch, collective)?;
         let mut pass = Pass::new(backend, shard, &batch, collective);
@@ -294,8 +293,10 @@ impl<'a, B: Backend> Pass<'a, B> {
             return self.settle(true);
         }
         self.run("begin", |backend| backend.begin(batch))?;
+        self.mark(Part::Begin)?;
         self.give(shard, a, batch)?;
-        self.settle(true)
+        self.settle(true)?;
+        Ok(self.mark(Part::Check)?)
     }
 
     /// Gives the device everything between the batch's arrays and the logits.
@@ -309,7 +310,8 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.run("embed", |backend| {
             backend.embed(&shard.embedding, first_id, &mut a.residual)
         })?;
-        self.all_reduce("embed", &mut a.residual)?;
+        self.mark(Part::Embed)?;
+        self.all_reduce("embed", Part::EmbedSum, &mut a.residual)?;
         for (index, layer) in shard.layers.iter_mut().enumerate() {
             self.layer = Some(index);
             self.layer(layer, a)?;
@@ -322,6 +324,7 @@ impl<'a, B: Backend> Pass<'a, B> {
             self.run("take_logit_tokens", |backend| {
                 backend.take_logit_tokens(&a.normed, shard.hidden_size, &mut a.partial_sum)
             })?;
+            self.mark(Part::FinalNorm)?;
             let check = self.check(LM_HEAD);
             let job = LinearJob {
                 weights: &shard.lm_head,
@@ -331,6 +334,7 @@ impl<'a, B: Backend> Pass<'a, B> {
             self.run(LM_HEAD, |backend| {
                 backend.linears(&a.partial_sum, rows, &mut [job])
             })?;
+            self.mark(Part::LmHead)?;
         }
         Ok(())
     }
@@ -343,8 +347,10 @@ impl<'a, B: Backend> Pass<'a, B> {
         let readers = [&attention.query, &attention.key, &attention.value];
         self.add_norm("mlp.add", before.is_some(), &layer.input_norm, a, &readers)?;
         self.layer = this;
+        self.mark(Part::AttentionNorm)?;
         self.attention(attention, a)?;
-        self.all_reduce("attention.output", &mut a.partial_sum)?;
+        self.mark(Part::Output)?;
+        self.all_reduce("attention.output", Part::AttentionSum, &mut a.partial_sum)?;
         let readers = [&layer.mlp.gate, &layer.mlp.up];
         self.add_norm(
             "attention.add",
@@ -353,8 +359,10 @@ impl<'a, B: Backend> Pass<'a, B> {
             a,
             &readers,
         )?;
+        self.mark(Part::MlpNorm)?;
         self.mlp(&layer.mlp, a)?;
-        Ok(self.all_reduce("mlp.down", &mut a.partial_sum)?)
+        self.mark(Part::Down)?;
+        Ok(self.all_reduce("mlp.down", Part::MlpSum, &mut a.partial_sum)?)
     }
 
     fn attention(
@@ -370,6 +378,7 @@ impl<'a, B: Backend> Pass<'a, B> {
                 ("attention.value", &attention.value, &mut a.value),
             ],
         )?;
+        self.mark(Part::Qkv)?;
         let shape = AttentionShape {
             query_heads: attention.query_heads,
             kv_heads: attention.kv_heads,
@@ -385,10 +394,12 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.run("attention.rotate", |backend| {
             backend.rotate_and_cache(&mut a.query, &mut a.key, &a.value, norms, &shape, cache)
         })?;
+        self.mark(Part::Rotate)?;
         let check = self.check("attention.softmax");
         self.run("attention.softmax", |backend| {
             backend.attention(&a.query, cache, &shape, &mut a.attention, check)
         })?;
+        self.mark(Part::Attention)?;
         self.settle(false)?;
         self.linears(
             &a.attention,
@@ -404,10 +415,12 @@ impl<'a, B: Backend> Pass<'a, B> {
                 ("mlp.up", &mlp.up, &mut a.up),
             ],
         )?;
+        self.mark(Part::GateUp)?;
         let check = self.check("mlp.silu");
         self.run("mlp.silu", |backend| {
             backend.silu_mul(&mut a.gate, &a.up, mlp.width, &mlp.down, check)
         })?;
+        self.mark(Part::Silu)?;
         self.settle(false)?;
         self.linears(&a.gate, [("mlp.down", &mlp.down, &mut a.partial_sum)])
     }
@@ -446,11 +459,25 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.settle(false)
     }
 
-    fn all_reduce(&mut self, op: &'static str, buffer: &mut B::Buffer) -> Result<(), ExecError> {
+    fn all_reduce(
+        &mut self,
+        op: &'static str,
+        part: Part,
+        buffer: &mut B::Buffer,
+    ) -> Result<(), ExecError> {
         let place = self.place(op);
         self.backend
             .all_reduce_sum(buffer, self.tokens * self.hidden, self.collective)
-            .map_err(|source| ExecError::Collective { place, source })
+            .map_err(|source| ExecError::Collective { place, source })?;
+        match self.collective.world_size() {
+            1 => Ok(()),
+            _ => self.mark(part),
+        }
+    }
+
+    fn mark(&mut self, part: Part) -> Result<(), ExecError> {
+        let layer = self.layer;
+        self.run("mark", |backend| backend.mark(Mark { layer, part }))
     }
 
     /// Stops if something is known not to be finite; `wait` until all is known.

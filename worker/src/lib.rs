@@ -12,6 +12,8 @@
 //! 7. [`collective`]: sums and gathers between ranks.
 //! 8. [`sampler`]: logits to tokens.
 //!
+//! [`timeline`] names the parts of a step for those who time it, which [`bench`] does.
+//!
 //! Invariants: steps of an epoch are executed in order and without gaps; after load no step allocates
 //! on the device; a value that is not finite ends the step and never becomes a token.
 #![deny(unsafe_code)] // collective/nccl.rs calls a C library and allows it.
@@ -28,7 +30,8 @@ mod run;
 pub mod sampler;
 pub mod session;
 pub mod shard;
+pub mod timeline;
 
-pub use capabilities::{measure_cpu, measure_cuda};
+pub use capabilities::{cuda_recordings, measure_cpu, measure_cuda};
 pub use collective::local::LocalHub;
 pub use run::{Device, WorkerConfig, WorkerError, run};

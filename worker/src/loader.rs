@@ -3,6 +3,7 @@
 mod assemble;
 mod random;
 mod read;
+mod readings;
 mod requantise;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ use crate::{
 use assemble::{ModelParts, activations, assemble, set_rotary};
 pub use random::random;
 use read::Reader;
+pub use readings::{Phase, Readings};
 use requantise::Requantised;
 
 /// A rank's part, ready to run.
@@ -37,6 +39,8 @@ pub struct Parts<B: Backend> {
     pub activations: Activations<B>,
     /// Which path runs what, and why: a line each.
     pub choices: Vec<String>,
+    /// Device memory in use before anything was loaded and after each phase.
+    pub readings: Readings,
 }
 
 /// Why a rank could not load.
@@ -115,6 +119,7 @@ pub fn load<B: Backend>(
         what: error.to_string(),
     })?;
     backend.set_precision(precision(plan));
+    let readings = Readings::start(backend);
     let slices = slices(&shape, plan, rank);
     let reader = Reader::new(checkpoint, &slices, &mut progress)?;
     let mut loader = Loader {
@@ -131,7 +136,7 @@ pub fn load<B: Backend>(
     }
     let choices = std::mem::take(&mut loader.choices);
     loader.reader.finish();
-    complete(backend, &shape, plan, rank, parts, choices)
+    complete(backend, &shape, plan, rank, parts, choices, readings)
 }
 
 /// Cache, tables and buffers around the weights.
@@ -142,11 +147,15 @@ fn complete<B: Backend>(
     rank: usize,
     parts: ModelParts<B>,
     choices: BTreeSet<String>,
+    mut readings: Readings,
 ) -> Result<Parts<B>, LoadError> {
+    readings.read(backend, Phase::Weights);
     let shard = assemble(backend, shape, plan, rank, parts)?;
+    readings.read(backend, Phase::KvCache);
     set_rotary(backend, &shape.config, plan.settings.max_context_tokens)?;
     backend.prepare(&limits(plan, &shard))?;
     let activations = activations(backend, shape, plan, rank)?;
+    readings.read(backend, Phase::Buffers);
     let mut choices: Vec<String> = choices.into_iter().collect();
     let head_dims: BTreeSet<usize> = shard
         .layers
@@ -162,6 +171,7 @@ fn complete<B: Backend>(
         shard,
         activations,
         choices,
+        readings,
     })
 }
 

@@ -184,10 +184,6 @@ pub async fn run(
             let note = |text: String| tracing::info!("{text}");
             let device = cuda::Device::open(ordinal, config.arch_override, &config.kernels, note)
                 .map_err(KernelError::from)?;
-            let capabilities = match config.capabilities.clone() {
-                Some(capabilities) => capabilities,
-                None => capabilities::measure_cuda(&shape, &device, config.linear_path)?,
-            };
             let nccl = match Nccl::open(config.nccl_library.as_deref()) {
                 Ok(nccl) => {
                     let (named, address) = (&config.nccl_interface, config.peer_listen.ip());
@@ -198,6 +194,13 @@ pub async fn run(
                 Err(error) => {
                     tracing::info!("groups of several ranks will sum over gRPC: {error}");
                     None
+                }
+            };
+            let capabilities = match config.capabilities.clone() {
+                Some(capabilities) => capabilities,
+                None => {
+                    let (path, nccl) = (config.linear_path, nccl.is_some());
+                    capabilities::measure_cuda(&shape, &device, path, nccl)?
                 }
             };
             let version = nccl

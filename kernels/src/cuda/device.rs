@@ -274,6 +274,17 @@ impl Device {
             .map_err(|error| driver_error("record an event", error))
     }
 
+    /// Moves a mark to this point of the stream.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn put(&self, event: &Event) -> Result<(), CudaError> {
+        event
+            .0
+            .record(&self.stream)
+            .map_err(|error| driver_error("record an event", error))
+    }
+
     /// Seconds on the card between two marks; waits for the later one.
     ///
     /// # Errors

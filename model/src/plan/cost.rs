@@ -7,6 +7,7 @@ use super::memory::{
     LocalWidths, adds_bias, buffer_sizes, embedding_bytes, kv_block_bytes, kv_dtype_bytes,
     least_blocks, linear_bytes, norm_bytes, scratch_bytes, wanted_blocks,
 };
+use super::recordings::recorded_bytes;
 use super::shape::{attention, channels, kv_heads_of, module_extent};
 use super::{ModelShape, PlanError, PlanSettings, RankMemory};
 use crate::capabilities::{Capabilities, Layout, WeightKind};
@@ -55,7 +56,7 @@ pub(super) struct Problem<'a> {
     pub axes: Vec<CutAxis>,
     pub least_blocks: usize,
     pub wanted_blocks: usize,
-    /// Per rank, bytes that do not depend on the cut: norms and scratch.
+    /// Per rank, bytes that do not depend on the cut: norms, scratch and what is kept beside the model.
     fixed: Vec<RankMemory>,
 }
 
@@ -110,10 +111,15 @@ impl<'a> Problem<'a> {
             axis.quantum = axis.quantum_for(workers.len(), grain);
             axis.least = usize::from(axis.quanta() >= workers.len());
         }
-        let fixed = |worker: &Capabilities| RankMemory {
-            weights: norm_bytes(shape),
-            scratch: scratch_bytes(shape, settings, worker),
-            ..RankMemory::default()
+        let fixed = |(rank, worker)| {
+            let beside = recorded_bytes(shape.config.layers.len(), settings, workers, rank);
+            RankMemory {
+                weights: norm_bytes(shape),
+                scratch: scratch_bytes(shape, settings, worker),
+                graphs: beside.graphs,
+                nccl: beside.nccl,
+                ..RankMemory::default()
+            }
         };
         Ok(Self {
             shape,
@@ -122,7 +128,7 @@ impl<'a> Problem<'a> {
             axes,
             least_blocks: least_blocks(settings),
             wanted_blocks: wanted_blocks(settings).max(least_blocks(settings)),
-            fixed: workers.iter().map(fixed).collect(),
+            fixed: workers.iter().enumerate().map(fixed).collect(),
         })
     }
 

@@ -51,8 +51,12 @@ pub fn digest(plan: &ShardPlan, checkpoint_digest: &str, version: &str) -> Strin
             kv_cache,
             scratch,
             buffers,
+            graphs,
+            nccl,
         } = memory;
-        for bytes in [weights, padding, scales, kv_cache, scratch, buffers] {
+        for bytes in [
+            weights, padding, scales, kv_cache, scratch, buffers, graphs, nccl,
+        ] {
             writer.integer(*bytes);
         }
         writer.integer(decode_step_seconds.to_bits());

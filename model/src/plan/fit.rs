@@ -86,6 +86,8 @@ fn add(a: &RankMemory, b: &RankMemory) -> RankMemory {
         kv_cache: a.kv_cache.saturating_add(b.kv_cache),
         scratch: a.scratch.saturating_add(b.scratch),
         buffers: a.buffers.saturating_add(b.buffers),
+        graphs: a.graphs.saturating_add(b.graphs),
+        nccl: a.nccl.saturating_add(b.nccl),
     }
 }
 

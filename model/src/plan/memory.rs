@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::recordings::recorded_bytes;
 use super::shape::{act_order, attention};
 use super::{KvDType, LmHead, ModelShape, PlanSettings, RankMemory, ShardPlan};
 use crate::capabilities::{Capabilities, Layout, WeightKind};
@@ -378,21 +379,24 @@ impl ShardPlan {
         widths
     }
 
-    /// Bytes that a rank of this plan needs on `worker`, counted module by module.
+    /// Bytes that a rank of this plan needs, where `workers` are all ranks', counted module by module.
     ///
     /// # Panics
     /// As [`ShardPlan::kv_heads`], and when the worker has no path for a module.
     pub fn rank_memory(
         &self,
         shape: &ModelShape,
-        worker: &Capabilities,
+        workers: &[Capabilities],
         rank: usize,
     ) -> RankMemory {
-        let config = &shape.config;
+        let (config, worker) = (&shape.config, &workers[rank]);
+        let beside = recorded_bytes(config.layers.len(), &self.settings, workers, rank);
         let mut memory = RankMemory {
             weights: norm_bytes(shape)
                 .saturating_add(embedding_bytes(shape, self.vocab[rank].len())),
             scratch: scratch_bytes(shape, &self.settings, worker),
+            graphs: beside.graphs,
+            nccl: beside.nccl,
             ..RankMemory::default()
         };
         for module in &shape.linears {

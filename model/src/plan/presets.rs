@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::capabilities::{Capabilities, LinearCapability, WeightKind};
+use crate::capabilities::{Capabilities, LinearCapability, Recordings, WeightKind};
 
 /// Rows for which a preset asks for paths; each is a bucket of its capabilities.
 const ROW_BUCKETS: [usize; 5] = [1, 4, 16, 64, 512];
@@ -201,7 +201,7 @@ impl CardPreset {
             .saturating_sub(PRESETS.driver_allowance_bytes)
     }
 
-    /// Capabilities of the card with the paths that `paths` chooses for a weight kind and a number
+    /// Capabilities of the card, without what it keeps beside a model, with the paths that `paths` chooses for a weight kind and a number
     /// of rows; `None` where there is no path.
     ///
     /// A linear takes the longer of reading its weights at 65 % of the published bandwidth and
@@ -239,6 +239,7 @@ impl CardPreset {
             all_reduce_latency_seconds: self.all_reduce_latency_seconds,
             op_latency_seconds: self.op_latency_seconds,
             linears,
+            recordings: Recordings::default(),
         }
     }
 

@@ -60,7 +60,7 @@ fn memory(text: &mut String, plan: &ShardPlan) {
     line(
         text,
         format_args!(
-            "\n{:>4}  {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "\n{:>4} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
             "rank",
             "weights",
             "padding",
@@ -68,19 +68,21 @@ fn memory(text: &mut String, plan: &ShardPlan) {
             "kv cache",
             "scratch",
             "buffers",
+            "graphs",
+            "nccl",
             "total",
             "usable"
         ),
     );
     for (rank, taken) in plan.ranks.iter().enumerate() {
-        let mut row = format!("{rank:>4} ");
+        let mut row = format!("{rank:>4}");
         let purposes = taken.memory.purposes().map(|(_, bytes)| bytes);
         for bytes in purposes
             .into_iter()
             .chain([taken.memory.total(), taken.usable_bytes])
         {
             // Writing to a string does not fail.
-            let _ = write!(row, " {:>9.3}", gib(bytes));
+            let _ = write!(row, " {:>8.3}", gib(bytes));
         }
         line(text, format_args!("{row}  GiB"));
     }

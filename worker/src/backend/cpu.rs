@@ -1,6 +1,9 @@
 //! The host's processor as a device.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
 
 use secondwind_kernels::{
     KernelError,
@@ -19,12 +22,13 @@ use secondwind_kernels::{
 use secondwind_model::plan::KvDType;
 
 use super::{
-    AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, NonFinite, QuantShape,
-    QuantSink, ReducedRow, RowRequest, StepLimits,
+    AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, LinearUse, NonFinite,
+    QuantShape, QuantSink, ReducedRow, RowRequest, StepLimits,
 };
 use crate::{
     batch::Batch,
     collective::{Collective, CollectiveBuffer, CollectiveError},
+    timeline::{Mark, Span},
 };
 
 /// One path serves every kind of attention here.
@@ -52,6 +56,8 @@ pub struct CpuBackend {
     batch_rotary: (Vec<f32>, Vec<f32>),
     batch: Batch,
     non_finite: Option<NonFinite>,
+    /// While a step is timed: the last mark, and the parts so far.
+    timeline: Option<(Instant, Vec<Span>)>,
 }
 
 /// Embedding rows, or a dense `lm_head` that has them as columns.
@@ -84,6 +90,7 @@ impl CpuBackend {
             batch_rotary: Default::default(),
             batch: Batch::default(),
             non_finite: None,
+            timeline: None,
         })
     }
 
@@ -151,11 +158,26 @@ impl Backend for CpuBackend {
         [1, 64].into_iter().filter_map(line).collect()
     }
 
+    fn linear_use(&self, linear: &Self::Linear, rows: usize) -> Result<LinearUse, KernelError> {
+        Ok(LinearUse {
+            path: self.path(linear, rows)?.path,
+            rows,
+            read_bytes: linear.read_bytes(),
+        })
+    }
+
     fn attention_choice(&self, _: usize, _: KvDType) -> String {
         format!(
             "attention: {} ({})",
             self.attention.path, self.attention.reason
         )
+    }
+
+    fn used_bytes(&self) -> Option<u64> {
+        let text = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
     }
 
     fn buffer(&mut self, elements: usize) -> Result<Vec<f32>, KernelError> {
@@ -248,6 +270,28 @@ impl Backend for CpuBackend {
         self.non_finite = None;
         self.batch.clone_from(batch);
         Ok(())
+    }
+
+    fn start_timeline(&mut self) -> Result<(), KernelError> {
+        self.timeline = Some((Instant::now(), Vec::new()));
+        Ok(())
+    }
+
+    fn mark(&mut self, mark: Mark) -> Result<(), KernelError> {
+        if let Some((last, spans)) = &mut self.timeline {
+            let now = Instant::now();
+            spans.push(Span {
+                mark,
+                seconds: (now - *last).as_secs_f64(),
+            });
+            *last = now;
+        }
+        Ok(())
+    }
+
+    fn finish_timeline(&mut self) -> Result<Vec<Span>, KernelError> {
+        let timeline = self.timeline.take();
+        Ok(timeline.map_or_else(Vec::new, |(_, spans)| spans))
     }
 
     fn embed(

@@ -9,9 +9,9 @@ use std::{
 use secondwind_kernels::{
     KernelError,
     cuda::{
-        self, Activations, Attention, AttentionBatch, AttentionLimits, AttentionScratch,
-        DenseStaging, DenseWeights, Device, Graph, Guard, Inbox, KvPages, Linear, LinearCall,
-        Memory, Pinned, QuantStaging, Recording, SampleScratch, Table, Weights,
+        self, Activations, Attention, AttentionLimits, AttentionScratch, DenseStaging,
+        DenseWeights, Device, Graph, Guard, Inbox, KvPages, Linear, LinearCall, Memory, QuantStaging,
+        Recording, SampleScratch, Table, Weights,
     },
     kv::{KvDtype, KvShape},
     select::{
@@ -23,8 +23,8 @@ use secondwind_kernels::{
 use secondwind_model::plan::KvDType;
 
 use super::{
-    AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, NonFinite, QuantShape,
-    QuantSink, ReducedRow, RowRequest, StepLimits, largest_group,
+    AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, LinearUse, NonFinite,
+    QuantShape, QuantSink, ReducedRow, RowRequest, StepLimits, largest_group,
 };
 use crate::{
     batch::Batch,
@@ -32,11 +32,16 @@ use crate::{
         Collective, CollectiveBuffer, CollectiveError, DeviceSpan,
         nccl::{self, Nccl, NcclCollective},
     },
+    timeline::{Mark, Span},
 };
 
 mod one_shot;
+mod step;
+mod timeline;
 
 use one_shot::{Found, SmallSums};
+use step::{StepArrays, StepMemory};
+use timeline::Timeline;
 
 /// Most tokens of a row for which a step still counts as decoding: each reads the whole cache.
 const DECODE_TOKENS: usize = 4;
@@ -46,7 +51,7 @@ const NCCL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Tokens of recorded decoding steps; others are padded to the next. Few rows cost what their kernels'
 /// next size costs. Steps past the last keep the card busy for longer than launching takes.
-const RECORDING_SIZES: [usize; 12] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64];
+pub(crate) const RECORDING_SIZES: [usize; 12] = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64];
 
 /// One card.
 pub struct CudaBackend {
@@ -71,34 +76,7 @@ pub struct CudaBackend {
     /// By tokens: decoding steps.
     recordings: BTreeMap<usize, Graph>,
     recording: Option<Recording>,
-}
-
-/// What a step needs beside the activations, made once.
-struct StepMemory {
-    limits: StepLimits,
-    arrays: StepArrays,
-    activations: Activations,
-    attention: AttentionScratch,
-    sample: SampleScratch,
-    /// For collectives that work in host memory.
-    host: Pinned<f32>,
-    tokens: usize,
-    logit_rows: usize,
-    phase: Phase,
-}
-
-/// The batch's arrays, at the same places in every step, written by one copy.
-struct StepArrays {
-    staging: Pinned<u32>,
-    all: Memory<u32>,
-    tokens: Memory<u32>,
-    positions: Memory<u32>,
-    slots: Memory<u32>,
-    row_of_token: Memory<u32>,
-    context_lengths: Memory<u32>,
-    logit_tokens: Memory<u32>,
-    table_offsets: Memory<u32>,
-    block_tables: Memory<u32>,
+    timeline: Timeline,
 }
 
 impl CudaBackend {
@@ -142,6 +120,7 @@ impl CudaBackend {
             step: None,
             recordings: BTreeMap::new(),
             recording: None,
+            timeline: Timeline::default(),
         })
     }
 
@@ -211,11 +190,6 @@ impl CudaBackend {
         &self.device
     }
 
-    /// Over what sums over ranks go, and why; absent before [`Backend::join_nccl`].
-    pub fn sums_choice(&self) -> Option<&str> {
-        self.sums_choice.as_deref()
-    }
-
     /// A linear of random weights, for measurements: no file and no layout in between.
     ///
     /// # Errors
@@ -260,73 +234,6 @@ fn unprepared() -> KernelError {
     }
 }
 
-impl StepArrays {
-    fn new(device: &Device, limits: &StepLimits) -> Result<Self, KernelError> {
-        let blocks = limits.context.div_ceil(limits.block_tokens);
-        let lengths = [
-            limits.tokens,
-            limits.tokens,
-            limits.tokens,
-            limits.tokens,
-            limits.tokens,
-            limits.logit_rows.max(1),
-            limits.rows + 1,
-            limits.rows * blocks,
-        ];
-        let total = lengths.iter().sum();
-        let all: Memory<u32> = device.zeros(total, "the step's arrays")?;
-        let mut first = 0;
-        let mut parts = lengths
-            .map(|len| {
-                first += len;
-                all.part(first - len, len)
-            })
-            .into_iter();
-        let mut part = || parts.next().ok_or_else(unprepared);
-        Ok(Self {
-            staging: device.pinned(total)?,
-            tokens: part()?,
-            positions: part()?,
-            slots: part()?,
-            row_of_token: part()?,
-            context_lengths: part()?,
-            logit_tokens: part()?,
-            table_offsets: part()?,
-            block_tables: part()?,
-            all,
-        })
-    }
-
-    fn write(&mut self, device: &Device, batch: &Batch) -> Result<(), KernelError> {
-        let arrays: [(&Memory<u32>, &[u32]); 8] = [
-            (&self.tokens, &batch.tokens),
-            (&self.positions, &batch.positions),
-            (&self.slots, &batch.slots),
-            (&self.row_of_token, &batch.row_of_token),
-            (&self.context_lengths, &batch.context_lengths),
-            (&self.logit_tokens, &batch.logit_tokens),
-            (&self.table_offsets, &batch.table_offsets),
-            (&self.block_tables, &batch.block_tables),
-        ];
-        let staging = self.staging.as_mut_slice();
-        let (mut first, mut end) = (0, 0);
-        for (memory, values) in arrays {
-            end = first + values.len();
-            if values.len() > memory.len() {
-                return Err(KernelError::Length {
-                    op: "begin",
-                    tensor: "batch",
-                    expected: memory.len(),
-                    actual: values.len(),
-                });
-            }
-            staging[first..end].copy_from_slice(values);
-            first += memory.len();
-        }
-        Ok(device.write(&self.all, 0, &staging[..end])?)
-    }
-}
-
 impl QuantSink for QuantStaging {
     fn write(
         &mut self,
@@ -363,6 +270,14 @@ impl Backend for CudaBackend {
         [1, 8, 64, 512].into_iter().filter_map(line).collect()
     }
 
+    fn linear_use(&self, linear: &Linear, rows: usize) -> Result<LinearUse, KernelError> {
+        Ok(LinearUse {
+            path: self.path(linear, rows)?.path,
+            rows,
+            read_bytes: linear.read_bytes(),
+        })
+    }
+
     fn attention_choice(&self, head_dim: usize, kv: KvDType) -> String {
         let choice = |phase| match self.attention_path(phase, head_dim, kernel_kv(kv)) {
             Ok(choice) => format!("{} ({})", choice.path, choice.reason),
@@ -373,6 +288,15 @@ impl Backend for CudaBackend {
             choice(Phase::Decode),
             choice(Phase::Prefill)
         )
+    }
+
+    fn used_bytes(&self) -> Option<u64> {
+        let (free, total) = self.device.memory().ok()?;
+        Some(total.saturating_sub(free))
+    }
+
+    fn sums_choice(&self) -> Option<&str> {
+        self.sums_choice.as_deref()
     }
 
     fn buffer(&mut self, elements: usize) -> Result<Memory<f32>, KernelError> {
@@ -547,6 +471,9 @@ impl Backend for CudaBackend {
     }
 
     fn recorded(&self, tokens: usize) -> Option<usize> {
+        if self.timeline.is_on() {
+            return None;
+        }
         let (size, _) = self.recordings.range(tokens..).next()?;
         Some(*size)
     }
@@ -572,6 +499,18 @@ impl Backend for CudaBackend {
         // They keep the communicator that they sum with from ending, and use the small sums.
         self.recordings.clear();
         self.small_sums = None;
+    }
+
+    fn start_timeline(&mut self) -> Result<(), KernelError> {
+        self.timeline.start(&self.device)
+    }
+
+    fn mark(&mut self, mark: Mark) -> Result<(), KernelError> {
+        self.timeline.mark(&self.device, mark)
+    }
+
+    fn finish_timeline(&mut self) -> Result<Vec<Span>, KernelError> {
+        self.timeline.finish(&self.device)
     }
 
     fn embed(
@@ -899,21 +838,5 @@ impl Backend for CudaBackend {
         }
         let found = self.guard.read(&self.device)?;
         Ok(found.map(|(check, element)| NonFinite { check, element }))
-    }
-}
-
-impl StepMemory {
-    fn batch(&self) -> AttentionBatch<'_> {
-        let arrays = &self.arrays;
-        AttentionBatch {
-            block_tables: &arrays.block_tables,
-            table_offsets: &arrays.table_offsets,
-            row_of_token: &arrays.row_of_token,
-            context_lengths: &arrays.context_lengths,
-            positions: &arrays.positions,
-            slots: &arrays.slots,
-            tokens: self.tokens,
-            max_context: self.limits.context,
-        }
     }
 }

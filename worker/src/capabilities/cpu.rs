@@ -9,7 +9,7 @@ use secondwind_kernels::{
     select::{DeviceFacts, LinearPath, LinearShape, Precision, select_linear},
 };
 use secondwind_model::{
-    capabilities::{Capabilities, LinearCapability, WeightKind},
+    capabilities::{Capabilities, LinearCapability, Recordings, WeightKind},
     plan::{ModelShape, possible_weight_kinds},
 };
 
@@ -93,6 +93,7 @@ pub fn measure_cpu(
         all_reduce_latency_seconds: 50.0e-6,
         op_latency_seconds: 5.0e-6,
         linears,
+        recordings: Recordings::default(),
     })
 }
 

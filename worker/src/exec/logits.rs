@@ -11,6 +11,7 @@ use crate::{
     collective::{Collective, CollectiveError},
     sampler::{self, Draw, Row},
     shard::Shard,
+    timeline::{Mark, Part},
 };
 
 /// What a step gave.
@@ -50,6 +51,7 @@ pub fn sample<B: Backend>(
         .filter_map(|&row| step.rows[row].sample.as_ref())
         .collect();
     let mine = reduce(backend, shard, activations, batch, &samplings)?;
+    mark(backend, Part::Reduce)?;
     let gathered = collective
         .gather_to_root(mine.encode_to_vec())
         .map_err(|source| failed("sample.gather", source))?;
@@ -150,7 +152,14 @@ pub fn sample<B: Backend>(
     if root {
         add_prompt_logprobs(&ranks, batch, &mut outcome.result)?;
     }
+    mark(backend, Part::Draw)?;
     Ok(outcome)
+}
+
+fn mark<B: Backend>(backend: &mut B, part: Part) -> Result<(), ExecError> {
+    let place = place("mark");
+    let marked = backend.mark(Mark::of(part));
+    marked.map_err(|source| ExecError::Op { place, source })
 }
 
 /// This rank's part of every logit row.

@@ -8,7 +8,7 @@ use secondwind_model::{
     slices::{SliceKind, slices},
 };
 
-use super::{LoadError, ModelParts, Parts, complete, kernel_dtype, precision, unplaced};
+use super::{LoadError, ModelParts, Parts, Readings, complete, kernel_dtype, precision, unplaced};
 use crate::backend::{Backend, CudaBackend};
 
 /// What [`super::load`] would make of a checkpoint of this shape, with random weights and no biases.
@@ -23,6 +23,7 @@ pub fn random(
 ) -> Result<Parts<CudaBackend>, LoadError> {
     use secondwind_kernels::weights::WeightFormat as Stored;
     backend.set_precision(precision(plan));
+    let readings = Readings::start(backend);
     let mut parts = ModelParts::new(shape.config.layers.len());
     let mut choices = BTreeSet::new();
     for (seed, slice) in (1..).zip(&slices(shape, plan, rank)) {
@@ -60,5 +61,5 @@ pub fn random(
             }
         }
     }
-    complete(backend, shape, plan, rank, parts, choices)
+    complete(backend, shape, plan, rank, parts, choices, readings)
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::shapes::{
     INT4, QWEN_0_5B, QWEN_7B, QWEN_32B, QWEN_72B, Random, Sizes, cards, settings, shape, worker,
 };
-use crate::capabilities::Capabilities;
+use crate::capabilities::{Capabilities, Recordings};
 use crate::plan::{ModelShape, PlanError, PlanSettings, ShardPlan, plan, table};
 
 /// Plans, and checks what must hold for every plan.
@@ -29,7 +29,7 @@ fn check(plan: &ShardPlan, shape: &ModelShape, workers: &[Capabilities]) {
         let taken = &plan.ranks[rank];
         assert_eq!(
             taken.memory,
-            plan.rank_memory(shape, worker, rank),
+            plan.rank_memory(shape, workers, rank),
             "rank {rank}"
         );
         assert!(taken.memory.total() <= taken.usable_bytes, "rank {rank}");
@@ -270,7 +270,15 @@ proptest! {
         };
         let shape = shape(sizes, format);
         let workers: Vec<_> = (0..world)
-            .map(|_| worker(random.within(1 << 24, 1 << 30) as u64, 1e9 * random.between(1.0, 20.0)))
+            .map(|_| Capabilities {
+                recordings: Recordings {
+                    sizes: vec![1, 2, 4, 8],
+                    bytes_per_layer: random.within(0, 1 << 12) as u64,
+                    bytes_per_sum: random.within(0, 1 << 14) as u64,
+                    nccl_bytes: random.within(0, 3) as u64,
+                },
+                ..worker(random.within(1 << 24, 1 << 30) as u64, 1e9 * random.between(1.0, 20.0))
+            })
             .collect();
         match plan(&shape, &settings(), &workers) {
             Ok(plan) => check(&plan, &shape, &workers),

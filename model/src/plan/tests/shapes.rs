@@ -1,6 +1,6 @@
 //! Shapes of real models, and workers to plan them for.
 
-use crate::capabilities::{Capabilities, LinearCapability, WeightKind};
+use crate::capabilities::{Capabilities, LinearCapability, Recordings, WeightKind};
 use crate::config::{
     Architecture, AttentionKind, GenerationDefaults, LayerConfig, MlpKind, ModelConfig, RopeConfig,
     RopeScaling,
@@ -331,6 +331,7 @@ pub(crate) fn worker(usable_bytes: u64, bytes_per_second: f64) -> Capabilities {
         linears: kinds
             .flat_map(|kind| [linear(kind, 1), linear(kind, 64)])
             .collect(),
+        recordings: Recordings::default(),
     }
 }
 
