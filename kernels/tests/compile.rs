@@ -115,13 +115,15 @@ fn usage_is_as_reviewed() -> Result<(), Failed> {
 /// Registers of a block fit a multiprocessor, static shared memory needs no asking, and what runs for
 /// every token on the oldest cards does not spill.
 fn blocks_fit_every_card() -> Result<(), Failed> {
-    const HOT: [(Arch, &str); 6] = [
+    const HOT: [(Arch, &str); 8] = [
         (Arch::Sm60, "attention/decode_split"),
         (Arch::Sm61, "attention/decode_split"),
         (Arch::Sm61, "linear/a8_dp4a_gemv"),
         (Arch::Sm61, "linear/a8_dp4a_gemm"),
         (Arch::Sm75, "attention/decode_split"),
         (Arch::Sm61, "linear/dense"),
+        (Arch::Sm60, "linear/a16_f32_gemv"),
+        (Arch::Sm61, "linear/a16_f32_gemv"),
     ];
     for (arch, unit, usage) in &compiled().usage {
         let what = format!("{arch} {}", usage.kernel);

@@ -93,7 +93,15 @@ fn f32_gemv(
         _ => (4, 4),
     };
     let warps = superblocks.clamp(1, most_warps);
-    let kernel = format!("linear_f32_gemv_w{bits}_r{rows}_t{at_once}");
+    let fine = match jobs.scales_per_superblock {
+        1 => "",
+        _ => "_fine",
+    };
+    let zeros = match jobs.job[0].zeros {
+        0 => "",
+        _ => "_zeros",
+    };
+    let kernel = format!("linear_f32_gemv_w{bits}_r{rows}_t{at_once}{fine}{zeros}");
     let grid = [(jobs.rows as usize).div_ceil(rows), tiles.div_ceil(at_once)];
     let shared = warps * rows * (SUPERBLOCK_ROWS * 4 + 32 * at_once);
     launch!(device, &kernel, flat(grid), [32 * warps as u32, 1, 1], shared; x, *jobs, guard.address())
