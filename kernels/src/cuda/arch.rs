@@ -86,7 +86,12 @@ impl Arch {
         !matches!(self, Self::Sm60)
     }
 
-    /// int8 tensor cores (`mma.m8n8k16`), which start at 7.5.
+    /// Paired half arithmetic at twice the fp32 rate, where no tensor cores that are used do better.
+    pub const fn has_half2(self) -> bool {
+        matches!(self, Self::Sm60 | Self::Sm70)
+    }
+
+    /// int8 (`mma.m8n8k16`) and fp16 (`mma.m16n8k8`) tensor cores, which start at 7.5.
     pub const fn has_int8_mma(self) -> bool {
         self.capability().0 > 7 || matches!(self, Self::Sm75)
     }

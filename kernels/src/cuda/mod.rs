@@ -32,8 +32,8 @@ pub use layout::{
 pub use linear::{Activations, DenseWeights, Linear, LinearCall, Weights, linear};
 pub use nvrtc::{Compiled, Nvrtc, Usage};
 pub use ops::{
-    Destination, Guard, Quantised, Table, add_rms_norm, embed, gather, quantise, silu_mul,
-    take_rows,
+    Destination, F16Form, Guard, Quantised, Table, add_rms_norm, embed, gather, quantise, silu_mul,
+    take_rows, to_f16,
 };
 pub use pack::{Code, Form, Pack, PackSource};
 pub use sample::{RowRequest, SampleScratch, reduce_rows};
