@@ -37,7 +37,7 @@ fn main() {
             missing.clone(),
         ),
         (
-            "no half arithmetic before 7.0",
+            "no half arithmetic on 6.1",
             no_half_arithmetic,
             missing.clone(),
         ),

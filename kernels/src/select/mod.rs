@@ -65,7 +65,7 @@ impl LinearShape {
 /// Which family of arithmetic the operator asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// fp32 activations and accumulation.
+    /// Activations of fp32's accuracy, fp32 accumulation.
     #[default]
     Exact,
     /// Reduced-precision activations where the device gains from them.

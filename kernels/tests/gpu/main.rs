@@ -23,11 +23,12 @@ fn main() {
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
     };
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 10] = [
         ("embed and take_rows", ops::embed),
         ("rms_norm", ops::rms_norm),
         ("silu_mul", ops::silu),
         ("quantised linears", linear::quantised),
+        ("linears of far magnitudes", linear::far_apart),
         ("dense linears", linear::dense),
         ("grouped linears", linear::grouped),
         ("rope_kv and attention", attention::paths),
