@@ -1,4 +1,5 @@
-// Linear with 2, 3, 4 or 8 bit weights on fp16 tensor cores (m16n8k8, Turing on), of the exact family.
+// Linear with 2, 3, 4 or 8 bit weights on fp16 tensor cores (m16n8k8 from Turing on, m8n8k4 on Volta), of the
+// exact family.
 //
 // An activation is the sum of two f16, high and low, under a power of two of its row (ops/quantise.cu says how close:
 // within 2^-23 of itself or 2^-39 of its row's largest); a code less its zero point is an integer that f16 holds. So
@@ -12,14 +13,74 @@
 #include "linear/mma.cuh"
 #include "linear/widen.cuh"
 
-#if __CUDA_ARCH__ >= 750
+#if __CUDA_ARCH__ >= 700
 namespace {
 
-__device__ __forceinline__ void mma(float (&to)[4], u32 a0, u32 a1, u32 b, const float (&sum)[4]) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
-        : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
-        : "r"(a0), "r"(a1), "r"(b), "f"(sum[0]), "f"(sum[1]), "f"(sum[2]), "f"(sum[3]));
-}
+// What the two kinds of tensor cores differ in. The product of 16 rows, 8 columns and a block: `holder` is the lane in
+// whose place of the layouts (row or column * 4 + unit) a lane's operands stand; `add` takes two pairs of values of a
+// unit, in two halves; a lane's scales are those of PAIRS pairs of columns.
+#if __CUDA_ARCH__ >= 750
+struct Fragment {
+    static constexpr int SUMS = 4, PAIRS = 1;
+    float sum[SUMS];
+
+    static __device__ int holder(int lane) { return lane; }
+    static __device__ int scale_column(int lane, int) { return lane % 4 * 2; }
+    static __device__ int pair_of(int) { return 0; }
+
+    // A half is a pair; a: the words of rows lane / 4 and + 8, of two pairs in turn.
+    __device__ __forceinline__ void add(const uint4& a, const u32* b, int half) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(half ? a.z : a.x), "r"(half ? a.w : a.y), "r"(b[half]));
+    }
+
+    // Two pairs of neighbouring columns, and where the pairs stand.
+    __device__ __forceinline__ void finish(float (&to)[4], int) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) to[i] = sum[i];
+    }
+    static __device__ int row(int lane, int pair) { return pair * 8 + lane / 4; }
+    static __device__ int column(int lane) { return lane % 4 * 2; }
+};
+#else
+// Four groups of 8 lanes, lane / 4 % 4, multiply at once; each takes one unit, so their sums are of different depths.
+struct Fragment {
+    static constexpr int SUMS = 16, PAIRS = 2;
+    float sum[SUMS];
+
+    static __device__ int holder(int lane) { return (lane % 4 + lane / 16 * 4) * 4 + lane / 4 % 4; }
+    static __device__ int scale_column(int lane, int pair) { return pair * 4 + (lane & 2); }
+    static __device__ int pair_of(int e) { return e / 4 % 2; }
+
+    // A half is 8 of the rows; both take both pairs.
+    __device__ __forceinline__ void add(const uint4& a, const u32* b, int half) {
+        float* c = sum + half * 8;
+        asm("mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9}, {%10, %11}, "
+            "{%0, %1, %2, %3, %4, %5, %6, %7};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
+            : "r"(half ? a.y : a.x), "r"(half ? a.w : a.z), "r"(b[0]), "r"(b[1]));
+    }
+
+    // The four groups' sums added up, of which each group keeps a quarter.
+    __device__ __forceinline__ void finish(float (&to)[4], int lane) const {
+        const bool upper = lane & 8, right = lane & 4;
+        float rows[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const float other = __shfl_xor_sync(FULL_MASK, upper ? sum[i] : sum[8 + i], 8);
+            rows[i] = (upper ? sum[8 + i] : sum[i]) + other;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float other = __shfl_xor_sync(FULL_MASK, right ? rows[i] : rows[4 + i], 4);
+            to[i] = (right ? rows[4 + i] : rows[i]) + other;
+        }
+    }
+    static __device__ int row(int lane, int pair) { return lane / 8 % 2 * 8 + lane / 16 * 4 + pair * 2 + lane % 2; }
+    static __device__ int column(int lane) { return lane / 4 % 2 * 4 + (lane & 2); }
+};
+#endif
 
 constexpr int THREADS = WARPS * WARP;
 constexpr int BLOCK_CHUNKS = 4 * WARP;  // 16 bytes each, of 16 rows of a block of 32: see `split_f16`
@@ -36,8 +97,10 @@ __device__ __forceinline__ void multiply(const LinearJobs& jobs, const uint4* x,
     static_assert(WARPS * 16 * PITCH * 4 <= (int)sizeof(shared), "");
 
     const int thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, sp = jobs.scales_per_superblock;
-    const WeightTiles w = weight_tiles<BITS, NT>(jobs, run_of<NT, WARPS>(jobs, blockIdx.y, warp), lane);
-    const s16* zeros = w.zeros ? w.zeros - lane % 4 * 2 + lane / 4 : nullptr;  // of the column a lane widens
+    const int holder = Fragment::holder(lane);
+    const WeightTiles w = weight_tiles<BITS, NT>(jobs, run_of<NT, WARPS>(jobs, blockIdx.y, warp), holder);
+    const u16* tile_scales = w.scales - holder % 4 * 2;
+    const s16* zeros = w.zeros ? w.zeros - holder % 4 * 2 + holder / 4 : nullptr;  // of the column a lane widens
     const int row_tile = blockIdx.x * RT, last_row_tile = (jobs.rows - 1) / 16;
     const int begin = jobs.superblocks * blockIdx.z / gridDim.z;
     const int end = jobs.superblocks * (blockIdx.z + 1) / gridDim.z;
@@ -63,20 +126,23 @@ __device__ __forceinline__ void multiply(const LinearJobs& jobs, const uint4* x,
     auto load_codes = [&](int sb) {
 #pragma unroll
         for (int nt = 0; nt < NT; ++nt)
-            codes[nt].load(w.codes + (u64)(u32)sb * (128 * BITS) + (u64)w.codes_stride * nt, lane, true);
+            codes[nt].load(w.codes + (u64)(u32)sb * (128 * BITS) + (u64)w.codes_stride * nt, holder, true);
     };
-    u32 scales[NT];
+    u32 scales[NT][Fragment::PAIRS];
     int zero[NT] = {};
     auto load_scales = [&](int block) {
         const u32 at = (block * sp >> 2) * 8;
 #pragma unroll
         for (int nt = 0; nt < NT; ++nt) {
-            scales[nt] = __ldg((const u32*)(w.scales + (u64)w.scales_stride * nt + at));
+#pragma unroll
+            for (int p = 0; p < Fragment::PAIRS; ++p)
+                scales[nt][p] = __ldg((const u32*)(tile_scales + (u64)w.scales_stride * nt + at +
+                                                   Fragment::scale_column(lane, p)));
             if (zeros) zero[nt] = __ldg(zeros + (u64)w.scales_stride * nt + at);
         }
     };
 
-    float sum[RT][NT][4] = {};
+    float sum[RT][NT][Fragment::SUMS] = {};
     if (begin < end) {
         load_stage(begin * 4);
         load_codes(begin);
@@ -98,31 +164,34 @@ __device__ __forceinline__ void multiply(const LinearJobs& jobs, const uint4* x,
         }
         if (block % DEPTH == 0 && block + DEPTH < stop) load_stage(block + DEPTH);
         u32 b[NT][4];
-        float2 scale[NT];
+        float2 scale[NT][Fragment::PAIRS];
 #pragma unroll
         for (int nt = 0; nt < NT; ++nt) {
             now[nt].widen(middle_of<BITS>(zero[nt]), b[nt]);
             now[nt].advance(block);
-            scale[nt] = f32x2_of_f16x2(scales[nt]);
+#pragma unroll
+            for (int p = 0; p < Fragment::PAIRS; ++p) scale[nt][p] = f32x2_of_f16x2(scales[nt][p]);
         }
         if (block + 1 < stop) load_scales(block + 1);
-        const uint4* chunks = shared + stage + block % DEPTH * BLOCK_CHUNKS + lane;
+        const uint4* chunks = shared + stage + block % DEPTH * BLOCK_CHUNKS + holder;
 #pragma unroll
         for (int r = 0; r < RT; ++r) {
-            float dot[NT][4] = {};
+            Fragment dot[NT] = {};
 #pragma unroll
             for (int part = 3; part >= 0; --part) {  // the low halves first
                 const uint4 a = chunks[r * DEPTH * BLOCK_CHUNKS + part * WARP];
 #pragma unroll
-                for (int nt = 0; nt < NT; ++nt) mma(dot[nt], a.x, a.y, b[nt][part % 2 * 2], dot[nt]);
+                for (int half = 0; half < 2; ++half)
 #pragma unroll
-                for (int nt = 0; nt < NT; ++nt) mma(dot[nt], a.z, a.w, b[nt][part % 2 * 2 + 1], dot[nt]);
+                    for (int nt = 0; nt < NT; ++nt) dot[nt].add(a, b[nt] + part % 2 * 2, half);
             }
 #pragma unroll
             for (int nt = 0; nt < NT; ++nt)
 #pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    sum[r][nt][e] = fmaf(e % 2 ? scale[nt].y : scale[nt].x, dot[nt][e], sum[r][nt][e]);
+                for (int e = 0; e < Fragment::SUMS; ++e) {
+                    const float2 pair = scale[nt][Fragment::pair_of(e)];
+                    sum[r][nt][e] = fmaf(e % 2 ? pair.y : pair.x, dot[nt].sum[e], sum[r][nt][e]);
+                }
         }
         if (block % DEPTH == DEPTH - 1) {
             stage ^= STAGE_CHUNKS;
@@ -136,19 +205,29 @@ __device__ __forceinline__ void multiply(const LinearJobs& jobs, const uint4* x,
     asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(group));
     const Run tiles = run_of<NT, WARPS>(jobs, group, warp);
     constexpr int SUMS = RT * NT * 4;
-    auto own = [&](int i) -> float& { return sum[i / (NT * 4)][i / 4 % NT][i % 4]; };
+    float own[SUMS];
+#pragma unroll
+    for (int i = 0; i < RT * NT; ++i) {
+        Fragment all;
+        float four[4];
+#pragma unroll
+        for (int e = 0; e < Fragment::SUMS; ++e) all.sum[e] = sum[i / NT][i % NT][e];
+        all.finish(four, lane);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) own[i * 4 + e] = four[e];
+    }
     const int output = blockIdx.y * gridDim.x + blockIdx.x, splits = gridDim.z;
     if (splits > 1) {
         float* sums = scratch + (u64)output * splits * (SUMS * THREADS) + thread;
 #pragma unroll
-        for (int i = 0; i < SUMS; ++i) sums[(blockIdx.z * SUMS + i) * THREADS] = own(i);
+        for (int i = 0; i < SUMS; ++i) sums[(blockIdx.z * SUMS + i) * THREADS] = own[i];
         if (!last_split(tickets, output, splits, thread)) return;
 #pragma unroll
-        for (int i = 0; i < SUMS; ++i) own(i) = 0.0f;
+        for (int i = 0; i < SUMS; ++i) own[i] = 0.0f;
 #pragma unroll 1
         for (int s = 0; s < splits; ++s) {
 #pragma unroll
-            for (int i = 0; i < SUMS; ++i) own(i) += __ldcg(sums + (s * SUMS + i) * THREADS);
+            for (int i = 0; i < SUMS; ++i) own[i] += __ldcg(sums + (s * SUMS + i) * THREADS);
         }
     }
     // Each warp turns its row tiles through shared memory, so that rows leave whole.
@@ -159,9 +238,11 @@ __device__ __forceinline__ void multiply(const LinearJobs& jobs, const uint4* x,
 #pragma unroll
         for (int nt = 0; nt < NT; ++nt)
 #pragma unroll
-            for (int lower = 0; lower < 2; ++lower)
-                *(float2*)(turn + (lower * 8 + lane / 4) * PITCH + nt * TILE_COLUMNS + lane % 4 * 2) =
-                    make_float2(sum[r][nt][lower * 2], sum[r][nt][lower * 2 + 1]);
+            for (int pair = 0; pair < 2; ++pair) {
+                const float* two = own + (r * NT + nt) * 4 + pair * 2;
+                *(float2*)(turn + Fragment::row(lane, pair) * PITCH + nt * TILE_COLUMNS + Fragment::column(lane)) =
+                    make_float2(two[0], two[1]);
+            }
         __syncwarp();
 #pragma unroll 1
         for (int e = lane; e < 16 * COLUMNS; e += WARP) {
@@ -184,10 +265,17 @@ __device__ __forceinline__ void multiply(const LinearJobs& jobs, const uint4* x,
         u32* tickets, u64* guard) {                                                                                  \
         multiply<BITS, RT / 16, NT>(jobs, x, row_scales, scratch, tickets, guard);                                   \
     }
-#define LINEAR_A16_MMA_ROWS(BITS)      \
-    LINEAR_A16_MMA(BITS, 16, 4, 3)     \
-    LINEAR_A16_MMA(BITS, 32, 4, 2)     \
+// NT: on Volta a lane holds four times the sums.
+#if __CUDA_ARCH__ >= 750
+#define LINEAR_A16_MMA_ROWS(BITS)  \
+    LINEAR_A16_MMA(BITS, 16, 4, 3) \
+    LINEAR_A16_MMA(BITS, 32, 4, 2) \
     LINEAR_A16_MMA(BITS, 64, 4, 2)
+#else
+#define LINEAR_A16_MMA_ROWS(BITS)  \
+    LINEAR_A16_MMA(BITS, 16, 2, 3) \
+    LINEAR_A16_MMA(BITS, 32, 2, 2)
+#endif
 
 LINEAR_A16_MMA_ROWS(2)
 LINEAR_A16_MMA_ROWS(3)

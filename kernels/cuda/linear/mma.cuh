@@ -3,7 +3,7 @@
 #pragma once
 #include "common.cuh"
 
-#if __CUDA_ARCH__ >= 750
+#if __CUDA_ARCH__ >= 700
 
 constexpr int WARPS = 4;  // of a block
 

@@ -50,7 +50,7 @@ macro_rules! headers {
     };
 }
 
-/// Every unit. Four-way dot products start at 6.1, the tensor cores that are used at 7.5.
+/// Every unit. Four-way dot products start at 6.1, tensor cores at 7.0, those for integers at 7.5.
 pub const UNITS: &[Unit] = units![
     "ops/embed" from Sm60,
     "ops/norm" from Sm60,
@@ -65,7 +65,7 @@ pub const UNITS: &[Unit] = units![
     "linear/f32" from Sm60,
     "linear/a16_f32_gemv" from Sm60,
     "linear/a16_half2" only Sm60 Sm70,
-    "linear/a16_mma" from Sm75,
+    "linear/a16_mma" from Sm70,
     "linear/a8_dp4a_gemv" from Sm61,
     "linear/a8_dp4a_gemm" from Sm61,
     "linear/a8_mma" from Sm75,

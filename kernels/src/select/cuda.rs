@@ -10,8 +10,8 @@ use crate::weights::{Dtype, WeightFormat};
 /// Rows up to which `a16_f32_gemv` wins over `f32`, although it reads the weights again for every 4
 /// of them.
 const F32_GEMV_ROWS: usize = 32;
-/// Rows up to which it wins over `a16_mma`: those of one pass. Not measured: fp32 of a T4 or a
-/// 2080 Ti keeps up with memory for 5 or 6 rows of 4 bits, and tensor cores for 16.
+/// Rows up to which it wins over `a16_mma`: those of one pass. Not measured: fp32 of a V100, a
+/// T4 or a 2080 Ti keeps up with memory for 4 to 6 rows of 4 bits, and tensor cores for 10 or more.
 const F32_GEMV_ROWS_BESIDE_MMA: usize = 4;
 /// Rows up to which it wins over `a16_half2`. Not measured, but by count: a weight takes a P100 one
 /// operation to unpack and one for each row in fp32, of which 3 fit into the time of its half byte;
@@ -60,7 +60,7 @@ fn dense(
 }
 
 fn exact(arch: Arch, rows: usize) -> (LinearPath, &'static str) {
-    let (mma, gemv_rows) = match arch.has_int8_mma() {
+    let (mma, gemv_rows) = match arch.has_f16_mma() {
         true => (true, F32_GEMV_ROWS_BESIDE_MMA),
         false => (false, F32_GEMV_ROWS),
     };
@@ -71,7 +71,7 @@ fn exact(arch: Arch, rows: usize) -> (LinearPath, &'static str) {
         ),
         _ if mma => (
             LinearPath::A16Mma,
-            "exact; activations in two f16 parts make tensor cores, from 7.5 on, as good as fp32",
+            "exact; activations in two f16 parts make tensor cores, from 7.0 on, as good as fp32",
         ),
         _ => (LinearPath::F32, "exact; weights are widened tile by tile"),
     }
@@ -149,7 +149,10 @@ pub(super) fn forced_linear(
         LinearPath::A16Half2 if precision == Precision::Exact => {
             Some("it sums in half precision and precision is exact".into())
         }
-        LinearPath::A16Mma | LinearPath::DenseMma if !arch.has_int8_mma() => {
+        LinearPath::A16Mma if !arch.has_f16_mma() => {
+            Some(format!("its tensor cores start at sm_70, this is {arch}"))
+        }
+        LinearPath::DenseMma if !arch.has_int8_mma() => {
             Some(format!("its tensor cores start at sm_75, this is {arch}"))
         }
         LinearPath::DenseMma if precision == Precision::Exact => {
@@ -292,7 +295,7 @@ mod tests {
                 ROWS.map(path).join(" ")
             };
             assert_eq!(paths(int4, Precision::Fast), fast, "{card}");
-            let exact = match arch.has_int8_mma() {
+            let exact = match arch.has_f16_mma() {
                 true => "a16_f32_gemv a16_f32_gemv a16_mma a16_mma a16_mma",
                 false => "a16_f32_gemv a16_f32_gemv a16_f32_gemv a16_f32_gemv f32",
             };
@@ -355,10 +358,10 @@ mod tests {
                 "precision is exact",
             ),
             (
-                Arch::Sm70,
+                Arch::Sm61,
                 LinearPath::A16Mma,
                 Precision::Exact,
-                "start at sm_75",
+                "start at sm_70",
             ),
             (
                 Arch::Sm61,
@@ -389,6 +392,7 @@ mod tests {
         for (arch, path, precision) in [
             (Arch::Sm75, LinearPath::A8Dp4aGemv, Precision::Fast),
             (Arch::Sm75, LinearPath::A16Mma, Precision::Fast),
+            (Arch::Sm70, LinearPath::A16Mma, Precision::Exact),
             (Arch::Sm86, LinearPath::A16Mma, Precision::Exact),
             (Arch::Sm75, LinearPath::F32, Precision::Exact),
             (Arch::Sm70, LinearPath::A16Half2, Precision::Fast),

@@ -86,20 +86,22 @@ fn f16_mma(
     jobs: &Jobs,
     guard: &Guard,
 ) -> Result<(), CudaError> {
-    /// Of a warp.
-    const TILES: usize = 4;
-    let rows = jobs.rows as usize;
-    let block_rows = match rows {
+    // On Volta a warp's sums take four times the registers.
+    let (tiles, most_rows) = match device.arch().has_int8_mma() {
+        true => (4, 64),
+        false => (2, 32),
+    };
+    let block_rows = match jobs.rows {
         0..=16 => 16,
         17..=32 => 32,
-        _ => 64,
+        _ => most_rows,
     };
     let kernel = format!("linear_a16_mma_w{bits}_rows{block_rows}");
     let blocks = match block_rows {
         16 => 3,
         _ => 2,
     };
-    let grid = tiled(device, jobs, block_rows, TILES, blocks);
+    let grid = tiled(device, jobs, block_rows, tiles, blocks);
     launch!(device, &kernel, grid, [128, 1, 1], 0;
         *jobs, x.gathered.address(), x.row_scales.address(), x.sums.sums.address(),
         x.sums.tickets.address(), guard.address())
