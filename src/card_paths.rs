@@ -52,6 +52,7 @@ fn arithmetic(path: LinearPath) -> Arithmetic {
         Some(Instruction::Dp4a) => Arithmetic::Dp4a,
         Some(Instruction::MmaS8) => Arithmetic::Int8Tensor,
         Some(Instruction::MmaF16) => Arithmetic::Fp16Tensor,
+        Some(Instruction::FmaF16) => Arithmetic::Fp16,
         Some(Instruction::FmaF32) | None => Arithmetic::Fp32,
     }
 }

@@ -37,7 +37,7 @@ fn main() {
             missing.clone(),
         ),
         (
-            "no half arithmetic before 7.0",
+            "no half arithmetic on 6.1",
             no_half_arithmetic,
             missing.clone(),
         ),
@@ -115,13 +115,16 @@ fn usage_is_as_reviewed() -> Result<(), Failed> {
 /// Registers of a block fit a multiprocessor, static shared memory needs no asking, and what runs for
 /// every token on the oldest cards does not spill.
 fn blocks_fit_every_card() -> Result<(), Failed> {
-    const HOT: [(Arch, &str); 6] = [
+    const HOT: [(Arch, &str); 9] = [
         (Arch::Sm60, "attention/decode_split"),
         (Arch::Sm61, "attention/decode_split"),
         (Arch::Sm61, "linear/a8_dp4a_gemv"),
         (Arch::Sm61, "linear/a8_dp4a_gemm"),
         (Arch::Sm75, "attention/decode_split"),
         (Arch::Sm61, "linear/dense"),
+        (Arch::Sm60, "linear/a16_half2"),
+        (Arch::Sm60, "linear/a16_f32_gemv"),
+        (Arch::Sm61, "linear/a16_f32_gemv"),
     ];
     for (arch, unit, usage) in &compiled().usage {
         let what = format!("{arch} {}", usage.kernel);
@@ -135,10 +138,14 @@ fn blocks_fit_every_card() -> Result<(), Failed> {
     Ok(())
 }
 
-/// 6.1 runs half arithmetic at a 64th of its rate: only conversions, loads, stores and moves may name it.
+/// 6.1 runs half arithmetic at a 64th of its rate: only conversions, loads, stores and moves may name it. On 6.0 one
+/// path has it, and the measurement of its peak.
 fn no_half_arithmetic() -> Result<(), Failed> {
     for arch in [Arch::Sm60, Arch::Sm61] {
         for (unit, code) in compiled().pack.codes(arch, Form::Ptx) {
+            if arch == Arch::Sm60 && ["linear/a16_half2", "bench/peak"].contains(&unit) {
+                continue;
+            }
             let text = String::from_utf8_lossy(&code.bytes);
             let found = text.lines().map(str::trim).find(|line| {
                 let opcode = line.split_whitespace().next().unwrap_or_default();

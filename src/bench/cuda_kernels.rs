@@ -259,7 +259,7 @@ fn time_linears(
             }
             let timing = weights.time(path, rows)?;
             let bytes = timing.read_bytes as f64 + (4 * rows * (k + n)) as f64;
-            let multiply_adds = rows as f64 * k as f64 * n as f64;
+            let multiply_adds = (path.multiply_adds() * rows) as f64 * k as f64 * n as f64;
             linears.push(Linear {
                 module,
                 weights: format.to_string(),

@@ -1,6 +1,6 @@
 // Peak issue rates of the arithmetic the linears are built on: what a bound is measured against.
 // Launch enough warps to fill the card; each warp runs `iterations` x CHAINS independent instructions.
-// Multiply-adds per warp instruction: m8n8k16 1024, m16n8k8 1024, dp4a 128, fma 32.
+// Multiply-adds per warp instruction: m8n8k16 1024, m16n8k8 1024, dp4a 128, fma 32, of f16x2 64.
 #include "common.cuh"
 
 namespace {
@@ -19,6 +19,22 @@ extern "C" __global__ void __launch_bounds__(256) peak_fma_f32(int iterations, f
     for (int c = 0; c < CHAINS; ++c) total += sum[c];
     out[blockIdx.x * blockDim.x + threadIdx.x] = total;
 }
+
+#if __CUDA_ARCH__ == 600 || __CUDA_ARCH__ == 700
+extern "C" __global__ void __launch_bounds__(256) peak_fma_f16x2(int iterations, u32* out /* (threads of the grid) */) {
+    u32 sum[CHAINS] = {};
+    const u32 a = 0x3c003c00, b = threadIdx.x;  // 1 and a little
+    for (int i = 0; i < iterations; ++i) {
+#pragma unroll
+        for (int c = 0; c < CHAINS; ++c)
+            asm volatile("fma.rn.f16x2 %0, %0, %1, %2;" : "+r"(sum[c]) : "r"(a), "r"(b));
+    }
+    u32 total = 0;
+#pragma unroll
+    for (int c = 0; c < CHAINS; ++c) total += sum[c];
+    out[blockIdx.x * blockDim.x + threadIdx.x] = total;
+}
+#endif
 
 #if __CUDA_ARCH__ >= 610
 extern "C" __global__ void __launch_bounds__(256) peak_dp4a(int iterations, int* out /* (threads of the grid) */) {

@@ -239,19 +239,11 @@ __device__ __forceinline__ void multiply(const float* x, const LinearJobs& jobs,
         }
 }
 
-template <int BITS, int ROWS, int TILES>
+template <int BITS, int ROWS, int TILES, int PARTS, bool SYMMETRIC>
 __device__ __forceinline__ void linear_f32_gemv(const float* x, const LinearJobs& jobs, u64* guard) {
     extern __shared__ float4 dynamic[];
     auto* shared = reinterpret_cast<WarpShared<ROWS, TILES>*>(dynamic);
-    auto& own = shared[threadIdx.x / WARP];
-    const bool symmetric = jobs.job[0].zeros == nullptr;
-    if (jobs.scales_per_superblock == 1) {
-        if (symmetric) multiply<BITS, ROWS, TILES, 1, true>(x, jobs, own);
-        else multiply<BITS, ROWS, TILES, 1, false>(x, jobs, own);
-    } else {
-        if (symmetric) multiply<BITS, ROWS, TILES, 4, true>(x, jobs, own);
-        else multiply<BITS, ROWS, TILES, 4, false>(x, jobs, own);
-    }
+    multiply<BITS, ROWS, TILES, PARTS, SYMMETRIC>(x, jobs, shared[threadIdx.x / WARP]);
     __syncthreads();
 
     const int warps = blockDim.x / WARP;
@@ -274,14 +266,21 @@ __device__ __forceinline__ void linear_f32_gemv(const float* x, const LinearJobs
 // Grid (ceil(rows / ROWS), ceil(tiles / TILES)): the blocks that read the same weights run side by side.
 // Block 32 * warps, warps <= THREADS / 32, with warps * ROWS * (512 + 32 * TILES) bytes of dynamic shared
 // memory. Few tiles want many warps and TILES 2; many tiles want TILES 4, which unpacks with fewer loads of x.
-#define LINEAR_F32_GEMV(BITS, ROWS, TILES, THREADS, BLOCKS)                     \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)               \
-        linear_f32_gemv_w##BITS##_r##ROWS##_t##TILES(                           \
-            const float* x,   /* (rows, superblocks * 128) f32, row-major */    \
-            LinearJobs jobs,  /* out (rows, n) f32 of each */                   \
-            u64* guard) {     /* 1 or null */                                   \
-        linear_f32_gemv<BITS, ROWS, TILES>(x, jobs, guard);                     \
+// Symbols of their own for fine scales (more than one a superblock) and for zero points: as branches of one
+// symbol they spilled. Zero points take registers that leave room for a block less where room is scarcest.
+#define LINEAR_F32_GEMV_SYMBOL(SUFFIX, BITS, ROWS, TILES, PARTS, SYMMETRIC, THREADS, BLOCKS)    \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                               \
+        linear_f32_gemv_w##BITS##_r##ROWS##_t##TILES##SUFFIX(                                   \
+            const float* x,   /* (rows, superblocks * 128) f32, row-major */                    \
+            LinearJobs jobs,  /* out (rows, n) f32 of each; all with zeros or all without */    \
+            u64* guard) {     /* 1 or null */                                                   \
+        linear_f32_gemv<BITS, ROWS, TILES, PARTS, SYMMETRIC>(x, jobs, guard);                   \
     }
+#define LINEAR_F32_GEMV(BITS, ROWS, TILES, THREADS, BLOCKS)                                                       \
+    LINEAR_F32_GEMV_SYMBOL(, BITS, ROWS, TILES, 1, true, THREADS, BLOCKS)                                         \
+    LINEAR_F32_GEMV_SYMBOL(_fine, BITS, ROWS, TILES, 4, true, THREADS, BLOCKS)                                    \
+    LINEAR_F32_GEMV_SYMBOL(_zeros, BITS, ROWS, TILES, 1, false, THREADS, BLOCKS > 4 ? BLOCKS - 1 : BLOCKS)        \
+    LINEAR_F32_GEMV_SYMBOL(_fine_zeros, BITS, ROWS, TILES, 4, false, THREADS, BLOCKS > 4 ? BLOCKS - 1 : BLOCKS)
 #define LINEAR_F32_GEMV_ROWS(BITS)          \
     LINEAR_F32_GEMV(BITS, 1, 2, 256, 3)     \
     LINEAR_F32_GEMV(BITS, 1, 4, 128, 5)     \

@@ -127,7 +127,8 @@ __device__ __forceinline__ void skinny(const LinearJobs& jobs, const Activations
         for (int i = 0; i < RT * NT * 2; ++i) {
             const int row = i / (NT * 2) * 8 + lane / 4;
             const int column = (tiles.tile + i / 2 % NT) * TILE_COLUMNS + lane % 4 * 2 + i % 2;
-            if (row < jobs.rows) emit<BITS>(job, tiles, row, column, acc[i / (NT * 2)][i / 2 % NT][i % 2], guard);
+            if (row < jobs.rows)
+                emit(job, tiles, row, column, acc[i / (NT * 2)][i / 2 % NT][i % 2], CODE_STEP<BITS>, guard);
         }
     }
 }
@@ -257,8 +258,8 @@ __device__ __forceinline__ void tiled(const LinearJobs& jobs, const Activations&
         for (int e = lane; e < 8 * COLUMNS; e += WARP) {
             const int row = (row_tile + r) * 8 + e / COLUMNS, column = e % COLUMNS;
             if (row < jobs.rows)
-                emit<BITS>(jobs.job[tiles.job], tiles, row, tiles.tile * TILE_COLUMNS + column,
-                           turn[e / COLUMNS * PITCH + column], guard);
+                emit(jobs.job[tiles.job], tiles, row, tiles.tile * TILE_COLUMNS + column,
+                     turn[e / COLUMNS * PITCH + column], CODE_STEP<BITS>, guard);
         }
     }
 }

@@ -86,7 +86,17 @@ impl Arch {
         !matches!(self, Self::Sm60)
     }
 
-    /// int8 tensor cores (`mma.m8n8k16`), which start at 7.5.
+    /// fp16 tensor cores, which start at 7.0 with an instruction of their own (`mma.m8n8k4`).
+    pub const fn has_f16_mma(self) -> bool {
+        self.capability().0 >= 7
+    }
+
+    /// Paired half arithmetic at twice the fp32 rate, before integer tensor cores did better.
+    pub const fn has_half2(self) -> bool {
+        matches!(self, Self::Sm60 | Self::Sm70)
+    }
+
+    /// int8 tensor cores (`mma.m8n8k16`), which start at 7.5, with today's of fp16 (`mma.m16n8k8`).
     pub const fn has_int8_mma(self) -> bool {
         self.capability().0 > 7 || matches!(self, Self::Sm75)
     }

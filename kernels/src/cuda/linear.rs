@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{
     CudaError, Device, Memory, Quantised, gather,
     layout::{QuantWeights, SUPERBLOCK_ROWS, TILE_COLUMNS},
-    ops::Guard,
+    ops::{F16Form, Guard, to_f16},
     quantise,
 };
 use crate::error::KernelError;
@@ -58,8 +58,10 @@ pub struct LinearCall<'a> {
 pub struct Activations {
     /// For the integer paths.
     pub a8: Quantised,
-    /// (rows, stored rows) f32 in stored order, for the fp32 paths.
+    /// (rows padded to 16, stored rows) 4 bytes in stored order: f32 or f16, see [`F16Form`].
     gathered: Memory<f32>,
+    /// (rows) powers of two, of the f16 forms.
+    row_scales: Memory<f32>,
     sums: PartialSums,
     /// What `a8` holds: source, stored order, superblocks.
     a8_of: Option<(u64, u64, usize)>,
@@ -147,7 +149,11 @@ impl Activations {
     pub fn new(device: &Device, rows: usize, superblocks: usize) -> Result<Self, CudaError> {
         Ok(Self {
             a8: Quantised::new(device, rows, superblocks)?,
-            gathered: device.zeros(rows * superblocks * SUPERBLOCK_ROWS, "gathered activations")?,
+            gathered: device.zeros(
+                rows.next_multiple_of(F16Form::MOST_ROW_TILE) * superblocks * SUPERBLOCK_ROWS,
+                "gathered activations",
+            )?,
+            row_scales: device.zeros(rows, "scales of activation rows")?,
             sums: PartialSums::new(device)?,
             a8_of: None,
         })
@@ -155,12 +161,18 @@ impl Activations {
 
     /// Bytes of [`Activations::new`] for one row.
     pub const fn bytes_per_row(superblocks: usize) -> u64 {
-        (Quantised::bytes_per_row(superblocks) + superblocks * SUPERBLOCK_ROWS * 4) as u64
+        (Quantised::bytes_per_row(superblocks) + Self::gathered_bytes(superblocks) + 4) as u64
     }
 
-    /// Bytes of [`Activations::new`] whatever the rows; rows are padded to tiles of 8.
+    /// Bytes of [`Activations::new`] whatever the rows; rows are padded to tiles of 8 or 16.
     pub const fn fixed_bytes(superblocks: usize) -> u64 {
-        PartialSums::BYTES + 7 * Quantised::bytes_per_row(superblocks) as u64
+        PartialSums::BYTES
+            + 7 * Quantised::bytes_per_row(superblocks) as u64
+            + ((F16Form::MOST_ROW_TILE - 1) * Self::gathered_bytes(superblocks)) as u64
+    }
+
+    const fn gathered_bytes(superblocks: usize) -> usize {
+        superblocks * SUPERBLOCK_ROWS * 4
     }
 
     /// Says that `a8` was written with the rows of `x`, `width` wide, in their own order.
@@ -195,6 +207,31 @@ impl Activations {
             self.a8_of = wanted;
         }
         Ok(())
+    }
+
+    /// Writes x as f16 in stored order.
+    fn to_f16(
+        &self,
+        device: &Device,
+        form: F16Form,
+        x: &Memory<f32>,
+        rows: usize,
+        k: usize,
+        weights: &QuantWeights,
+    ) -> Result<(), CudaError> {
+        let order = weights.order.as_ref();
+        let (out, row_scales) = (&self.gathered, &self.row_scales);
+        to_f16(
+            device,
+            form,
+            x,
+            order,
+            rows,
+            k,
+            weights.superblocks,
+            out,
+            row_scales,
+        )
     }
 
     /// The address of x in stored order: x itself where it stands so already.
@@ -255,6 +292,9 @@ pub fn linear(
                         activations.quantise(device, x, rows, first.k, weights)?;
                         let Activations { a8, sums, .. } = &*activations;
                         launches::integer(device, path, bits, a8, &jobs, sums, guard)?;
+                    } else if let Some(form) = f16_form(path) {
+                        activations.to_f16(device, form, x, rows, first.k, weights)?;
+                        launches::halves(device, form, bits, activations, &jobs, guard)?;
                     } else {
                         let x = activations.in_stored_order(device, x, rows, first.k, weights)?;
                         launches::widened(device, path, bits, x, &jobs, guard)?;
@@ -269,6 +309,15 @@ pub fn linear(
         }
     }
     Ok(())
+}
+
+/// The form in which a path reads x, if it is one of f16.
+fn f16_form(path: LinearPath) -> Option<F16Form> {
+    match path {
+        LinearPath::A16Half2 => Some(F16Form::Rounded),
+        LinearPath::A16Mma => Some(F16Form::Split),
+        _ => None,
+    }
 }
 
 fn jobs(group: &[LinearCall<'_>], weights: &QuantWeights, rows: usize) -> Jobs {

@@ -39,8 +39,8 @@ pub use memory::{Memory, Pinned};
 pub use nvrtc::{Compiled, Nvrtc, Usage};
 pub use one_shot::{Inbox, Offer, OneShot, Reach, Ticket};
 pub use ops::{
-    Destination, Guard, Quantised, Table, add_rms_norm, embed, gather, quantise, silu_mul,
-    take_rows,
+    Destination, F16Form, Guard, Quantised, Table, add_rms_norm, embed, gather, quantise, silu_mul,
+    take_rows, to_f16,
 };
 pub use pack::{Code, Form, Pack, PackSource};
 pub use sample::{RowRequest, SampleScratch, reduce_rows};

@@ -203,6 +203,56 @@ pub fn gather(
         x.address(), order, k as i32, superblocks as i32, out.address())
 }
 
+/// How activations become f16; `ops/quantise.cu` has the layouts and what is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum F16Form {
+    /// One f16 each.
+    Rounded,
+    /// The sum of two.
+    Split,
+}
+
+impl F16Form {
+    /// Rows are padded to a multiple of this.
+    pub const MOST_ROW_TILE: usize = 16;
+}
+
+/// `rows` rows of width `k` as f16 under a power of two of their row, in stored order: what
+/// `row_scales` (rows) undoes. `out` has 4 bytes for each of (rows padded to 16, stored rows).
+///
+/// # Errors
+/// The card's.
+#[allow(clippy::too_many_arguments)]
+pub fn to_f16(
+    device: &Device,
+    form: F16Form,
+    x: &Memory<f32>,
+    order: Option<&Memory<u32>>,
+    rows: usize,
+    k: usize,
+    superblocks: usize,
+    out: &Memory<f32>,
+    row_scales: &Memory<f32>,
+) -> Result<(), CudaError> {
+    let padded = rows.next_multiple_of(F16Form::MOST_ROW_TILE);
+    assert!(
+        rows * k <= x.len()
+            && padded * superblocks * SUPERBLOCK_ROWS <= out.len()
+            && rows <= row_scales.len(),
+        "to_f16: lengths"
+    );
+    // A block has one row, or one of each half of a tile of 16.
+    let (kernel, blocks) = match form {
+        F16Form::Rounded => ("round_f16", rows.next_multiple_of(8)),
+        F16Form::Split => ("split_f16", padded / 2),
+    };
+    let threads = (32 * superblocks).clamp(32, 512) as u32;
+    let order = order.map_or(0, Memory::address);
+    launch!(device, kernel, [blocks as u32, 1, 1], [threads, 1, 1], 0;
+        x.address(), order, rows as i32, k as i32, superblocks as i32,
+        out.address(), row_scales.address())
+}
+
 /// Where a fused op leaves its rows: as f32, quantised for the next linear, or both.
 pub struct Destination<'a> {
     /// (rows, width).

@@ -11,8 +11,16 @@ pub struct Unit {
     pub name: &'static str,
     /// Its text.
     pub text: &'static str,
-    /// The oldest architecture that it is built for.
-    pub from: Arch,
+    archs: Archs,
+}
+
+/// The architectures of a unit.
+#[derive(Debug, Clone, Copy)]
+enum Archs {
+    /// This one and all that are newer.
+    From(Arch),
+    /// These.
+    Only(&'static [Arch]),
 }
 
 /// A file that units include.
@@ -21,12 +29,17 @@ pub(super) struct Header {
     pub text: &'static str,
 }
 
+macro_rules! archs {
+    (from $arch:ident) => { Archs::From(Arch::$arch) };
+    (only $($arch:ident)+) => { Archs::Only(&[$(Arch::$arch),+]) };
+}
+
 macro_rules! units {
-    ($($name:literal from $from:ident),* $(,)?) => {
+    ($($name:literal $which:ident $($arch:ident)+),* $(,)?) => {
         &[$(Unit {
             name: $name,
             text: include_str!(concat!("../../cuda/", $name, ".cu")),
-            from: Arch::$from,
+            archs: archs!($which $($arch)+),
         }),*]
     };
 }
@@ -37,7 +50,7 @@ macro_rules! headers {
     };
 }
 
-/// Every unit. Four-way dot products start at 6.1, integer tensor cores at 7.5.
+/// Every unit. Four-way dot products start at 6.1, tensor cores at 7.0, those for integers at 7.5.
 pub const UNITS: &[Unit] = units![
     "ops/embed" from Sm60,
     "ops/norm" from Sm60,
@@ -51,6 +64,8 @@ pub const UNITS: &[Unit] = units![
     "attention/prefill_mma" from Sm75,
     "linear/f32" from Sm60,
     "linear/a16_f32_gemv" from Sm60,
+    "linear/a16_half2" only Sm60 Sm70,
+    "linear/a16_mma" from Sm70,
     "linear/a8_dp4a_gemv" from Sm61,
     "linear/a8_dp4a_gemm" from Sm61,
     "linear/a8_mma" from Sm75,
@@ -67,14 +82,19 @@ pub(super) const HEADERS: &[Header] = headers![
     "attention/batch.cuh",
     "linear/a8_mma.cuh",
     "linear/dp4a.cuh",
+    "linear/mma.cuh",
     "linear/sgemm.cuh",
     "linear/unpack.cuh",
+    "linear/widen.cuh",
 ];
 
 impl Unit {
     /// True if the unit has code for `arch`.
     pub fn is_built_for(&self, arch: Arch) -> bool {
-        self.from <= arch
+        match self.archs {
+            Archs::From(oldest) => oldest <= arch,
+            Archs::Only(archs) => archs.contains(&arch),
+        }
     }
 }
 
@@ -91,7 +111,11 @@ pub fn source_hash() -> String {
     for unit in UNITS {
         part(unit.name);
         part(unit.text);
-        part(unit.from.name());
+        let built = |arch: &Arch| unit.is_built_for(*arch);
+        Arch::ALL
+            .into_iter()
+            .filter(built)
+            .for_each(|arch| part(arch.name()));
     }
     for header in HEADERS {
         part(header.name);

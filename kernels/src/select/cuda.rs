@@ -7,8 +7,16 @@ use crate::error::KernelError;
 use crate::kv::KvDtype;
 use crate::weights::{Dtype, WeightFormat};
 
-/// Rows up to which `a16_f32_gemv` wins, although it reads the weights again for every 4 of them.
+/// Rows up to which `a16_f32_gemv` wins over `f32`, although it reads the weights again for every 4
+/// of them.
 const F32_GEMV_ROWS: usize = 32;
+/// Rows up to which it wins over `a16_mma`: those of one pass. Not measured: fp32 of a V100, a
+/// T4 or a 2080 Ti keeps up with memory for 4 to 6 rows of 4 bits, and tensor cores for 10 or more.
+const F32_GEMV_ROWS_BESIDE_MMA: usize = 4;
+/// Rows up to which it wins over `a16_half2`. Not measured, but by count: a weight takes a P100 one
+/// operation to unpack and one for each row in fp32, of which 3 fit into the time of its half byte;
+/// in half2 one to unpack and 5/8 a row, the way to fp32 sums after every 8 products included.
+const F32_GEMV_ROWS_BESIDE_HALF2: usize = 2;
 /// The same for `a8_dp4a_gemv`, which takes 8 rows at once.
 const DP4A_GEMV_ROWS: usize = 16;
 /// The same for `dense_gemv`, against tensor cores and against fp32.
@@ -17,7 +25,7 @@ const DENSE_GEMV_ROWS: (usize, usize) = (8, 48);
 pub(super) fn linear(arch: Arch, shape: LinearShape, precision: Precision) -> Choice<LinearPath> {
     let (path, reason) = match (shape.format, precision) {
         (WeightFormat::Dense(dtype), _) => dense(arch, dtype, shape.rows, precision),
-        (WeightFormat::Quantised { .. }, Precision::Exact) => exact(shape.rows),
+        (WeightFormat::Quantised { .. }, Precision::Exact) => exact(arch, shape.rows),
         (WeightFormat::Quantised { .. }, Precision::Fast) => fast(arch, shape.rows),
     };
     Choice { path, reason }
@@ -51,11 +59,19 @@ fn dense(
     }
 }
 
-fn exact(rows: usize) -> (LinearPath, &'static str) {
+fn exact(arch: Arch, rows: usize) -> (LinearPath, &'static str) {
+    let (mma, gemv_rows) = match arch.has_f16_mma() {
+        true => (true, F32_GEMV_ROWS_BESIDE_MMA),
+        false => (false, F32_GEMV_ROWS),
+    };
     match rows {
-        0..=F32_GEMV_ROWS => (
+        _ if rows <= gemv_rows => (
             LinearPath::A16F32Gemv,
             "exact; weights are widened in registers, one pass serves 4 rows",
+        ),
+        _ if mma => (
+            LinearPath::A16Mma,
+            "exact; activations in two f16 parts make tensor cores, from 7.0 on, as good as fp32",
         ),
         _ => (LinearPath::F32, "exact; weights are widened tile by tile"),
     }
@@ -65,8 +81,18 @@ fn fast(arch: Arch, rows: usize) -> (LinearPath, &'static str) {
     if arch.has_int8_mma() {
         return (LinearPath::A8Mma, "integer tensor cores start at 7.5");
     }
+    if !arch.has_dp4a()
+        && arch.has_half2()
+        && rows > F32_GEMV_ROWS_BESIDE_HALF2
+        && rows <= F32_GEMV_ROWS
+    {
+        return (
+            LinearPath::A16Half2,
+            "half arithmetic at twice the fp32 rate; one pass over the weights serves 8 rows",
+        );
+    }
     if !arch.has_dp4a() {
-        let (path, _) = exact(rows);
+        let (path, _) = exact(arch, rows);
         return (
             path,
             "four-way dot products start at 6.1, so fast is served by the exact family",
@@ -100,6 +126,8 @@ pub(super) fn forced_linear(
         LinearPath::DenseGemv | LinearPath::DenseGemm | LinearPath::DenseMma => true,
         LinearPath::F32
         | LinearPath::A16F32Gemv
+        | LinearPath::A16Half2
+        | LinearPath::A16Mma
         | LinearPath::A8Dp4aGemv
         | LinearPath::A8Dp4aGemm
         | LinearPath::A8Mma => false,
@@ -115,6 +143,15 @@ pub(super) fn forced_linear(
         LinearPath::A8Mma if !arch.has_int8_mma() => Some(format!(
             "integer tensor cores start at sm_75, this is {arch}"
         )),
+        LinearPath::A16Half2 if !arch.has_half2() => Some(format!(
+            "its half arithmetic is for sm_60 and sm_70, this is {arch}"
+        )),
+        LinearPath::A16Half2 if precision == Precision::Exact => {
+            Some("it sums in half precision and precision is exact".into())
+        }
+        LinearPath::A16Mma if !arch.has_f16_mma() => {
+            Some(format!("its tensor cores start at sm_70, this is {arch}"))
+        }
         LinearPath::DenseMma if !arch.has_int8_mma() => {
             Some(format!("its tensor cores start at sm_75, this is {arch}"))
         }
@@ -232,10 +269,7 @@ mod tests {
         let int4 = WeightFormat::Quantised { bits: 4 };
         let dense = WeightFormat::Dense(Dtype::F16);
         let expected = [
-            (
-                "P100",
-                "a16_f32_gemv a16_f32_gemv a16_f32_gemv a16_f32_gemv f32",
-            ),
+            ("P100", "a16_f32_gemv a16_half2 a16_half2 a16_half2 f32"),
             (
                 "P40",
                 "a16_f32_gemv a8_dp4a_gemv a8_dp4a_gemv a8_dp4a_gemv a8_dp4a_gemm",
@@ -261,7 +295,10 @@ mod tests {
                 ROWS.map(path).join(" ")
             };
             assert_eq!(paths(int4, Precision::Fast), fast, "{card}");
-            let exact = "a16_f32_gemv a16_f32_gemv a16_f32_gemv a16_f32_gemv f32";
+            let exact = match arch.has_f16_mma() {
+                true => "a16_f32_gemv a16_f32_gemv a16_mma a16_mma a16_mma",
+                false => "a16_f32_gemv a16_f32_gemv a16_f32_gemv a16_f32_gemv f32",
+            };
             assert_eq!(paths(int4, Precision::Exact), exact, "{card}");
             let plain = match arch.has_int8_mma() {
                 true => "dense_gemv dense_gemv dense_gemv dense_mma dense_mma",
@@ -320,6 +357,30 @@ mod tests {
                 Precision::Exact,
                 "precision is exact",
             ),
+            (
+                Arch::Sm61,
+                LinearPath::A16Mma,
+                Precision::Exact,
+                "start at sm_70",
+            ),
+            (
+                Arch::Sm61,
+                LinearPath::A16Half2,
+                Precision::Fast,
+                "for sm_60 and sm_70",
+            ),
+            (
+                Arch::Sm75,
+                LinearPath::A16Half2,
+                Precision::Fast,
+                "for sm_60 and sm_70",
+            ),
+            (
+                Arch::Sm60,
+                LinearPath::A16Half2,
+                Precision::Exact,
+                "precision is exact",
+            ),
             (Arch::Sm75, LinearPath::CpuAvx2, Precision::Fast, "cpu path"),
         ] {
             let error = force(arch, path, precision).unwrap_err().to_string();
@@ -328,8 +389,16 @@ mod tests {
                 "{error}"
             );
         }
-        let forced = force(Arch::Sm75, LinearPath::A8Dp4aGemv, Precision::Fast).unwrap();
-        assert_eq!(forced.path, LinearPath::A8Dp4aGemv);
+        for (arch, path, precision) in [
+            (Arch::Sm75, LinearPath::A8Dp4aGemv, Precision::Fast),
+            (Arch::Sm75, LinearPath::A16Mma, Precision::Fast),
+            (Arch::Sm70, LinearPath::A16Mma, Precision::Exact),
+            (Arch::Sm86, LinearPath::A16Mma, Precision::Exact),
+            (Arch::Sm75, LinearPath::F32, Precision::Exact),
+            (Arch::Sm70, LinearPath::A16Half2, Precision::Fast),
+        ] {
+            assert_eq!(force(arch, path, precision).unwrap().path, path);
+        }
         // A path for quantised weights says nothing about lm_head.
         let lm_head = shape(WeightFormat::Dense(Dtype::F16), 1);
         let device = DeviceFacts::Cuda { arch: Arch::Sm61 };

@@ -65,7 +65,7 @@ impl LinearShape {
 /// Which family of arithmetic the operator asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// fp32 activations and accumulation.
+    /// Activations of fp32's accuracy, fp32 accumulation.
     #[default]
     Exact,
     /// Reduced-precision activations where the device gains from them.
@@ -108,6 +108,8 @@ pub struct Choice<P> {
 pub enum Instruction {
     /// fp32.
     FmaF32,
+    /// Pairs of fp16.
+    FmaF16,
     /// Four-way int8.
     Dp4a,
     /// int8 tensor cores, `m8n8k16`.
@@ -118,12 +120,19 @@ pub enum Instruction {
 
 impl Instruction {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::FmaF32, Self::Dp4a, Self::MmaS8, Self::MmaF16];
+    pub const ALL: [Self; 5] = [
+        Self::FmaF32,
+        Self::FmaF16,
+        Self::Dp4a,
+        Self::MmaS8,
+        Self::MmaF16,
+    ];
 
     /// As reports name it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::FmaF32 => "fma_f32",
+            Self::FmaF16 => "fma_f16x2",
             Self::Dp4a => "dp4a",
             Self::MmaS8 => "mma_s8_m8n8k16",
             Self::MmaF16 => "mma_f16_m16n8k8",
@@ -217,13 +226,18 @@ macro_rules! paths {
 
 paths!(
     /// How a linear layer is computed. `a8` stands for activations in 8-bit integers, `a16` for
-    /// weights widened in registers.
+    /// wider ones, weights being widened in registers.
     LinearPath,
     "linear",
     /// CUDA: weights widened to fp32 tile by tile, fp32 multiply-add.
     F32 = "f32",
     /// CUDA: weights widened to fp32 in registers, one pass over them for 4 rows.
     A16F32Gemv = "a16_f32_gemv",
+    /// CUDA: activations rounded to f16, paired half arithmetic that sums 8 products, one pass over
+    /// the weights for 8 rows.
+    A16Half2 = "a16_half2",
+    /// CUDA: every activation as the sum of two f16, tensor cores, fp32 sums: exact.
+    A16Mma = "a16_mma",
     /// CUDA: int8 activations, four-way dot products, one pass over the weights for 8 rows.
     A8Dp4aGemv = "a8_dp4a_gemv",
     /// CUDA: int8 activations, four-way dot products, tiled.
@@ -257,7 +271,7 @@ impl LinearPath {
     pub const fn most_rows(self) -> usize {
         match self {
             Self::A16F32Gemv => 4,
-            Self::A8Dp4aGemv | Self::DenseGemv => 8,
+            Self::A16Half2 | Self::A8Dp4aGemv | Self::DenseGemv => 8,
             _ => usize::MAX,
         }
     }
@@ -270,8 +284,18 @@ impl LinearPath {
             }
             Self::A8Dp4aGemv | Self::A8Dp4aGemm => Some(Instruction::Dp4a),
             Self::A8Mma => Some(Instruction::MmaS8),
-            Self::DenseMma => Some(Instruction::MmaF16),
+            Self::A16Half2 => Some(Instruction::FmaF16),
+            Self::A16Mma | Self::DenseMma => Some(Instruction::MmaF16),
             Self::CpuReference | Self::CpuPortable | Self::CpuAvx2 | Self::CpuAvx512 => None,
+        }
+    }
+
+    /// Multiply-adds of its instruction for one of the product.
+    pub const fn multiply_adds(self) -> usize {
+        match self {
+            // Activations are in two parts.
+            Self::A16Mma => 2,
+            _ => 1,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use half::f16;
 use secondwind_kernels::{
     cuda::*,
+    reference,
     select::{DeviceFacts, LinearPath, LinearShape, Precision, select_linear},
     weights::{Dtype, QuantSpec, WeightFormat},
 };
@@ -16,6 +17,10 @@ pub struct Layer {
     linear: Linear,
     /// (k, n) dequantised.
     values: Vec<f64>,
+    /// (k, n) codes less their zero points.
+    codes: Vec<f64>,
+    /// (groups, n).
+    scales: Vec<f64>,
     bias: Option<Vec<f32>>,
     /// Where each row is stored, for blocks of activations.
     group_of_row: Vec<u32>,
@@ -59,6 +64,7 @@ pub fn layer(device: &Device, random: &mut Random, kind: Kind) -> Result<Layer, 
     let codes: Vec<u32> = (0..k * n).map(|_| random.below(1 << bits) as u32).collect();
     let mut words = vec![0u32; (k.next_multiple_of(32) * usize::from(bits) / 32) * n];
     let mut values = vec![0.0; k * n];
+    let mut centred = vec![0.0; k * n];
     for row in 0..k {
         for column in 0..n {
             let code = codes[row * n + column];
@@ -67,8 +73,8 @@ pub fn layer(device: &Device, random: &mut Random, kind: Kind) -> Result<Layer, 
                 words[at / 32 * n + column] |= (code >> bit & 1) << (at % 32);
             }
             let of = group_of_row[row] as usize * n + column;
-            values[row * n + column] =
-                scales[of].to_f64() * (f64::from(code) - f64::from(zeros[of]));
+            centred[row * n + column] = f64::from(code) - f64::from(zeros[of]);
+            values[row * n + column] = scales[of].to_f64() * centred[row * n + column];
         }
     }
     let bias = (random.below(2) == 1).then(|| random.floats(n));
@@ -93,6 +99,8 @@ pub fn layer(device: &Device, random: &mut Random, kind: Kind) -> Result<Layer, 
     Ok(Layer {
         linear: on_card,
         values,
+        codes: centred,
+        scales: scales.iter().map(|scale| scale.to_f64()).collect(),
         bias,
         group_of_row,
     })
@@ -117,6 +125,60 @@ pub fn rounded(x: &[f32], k: usize, group_of_row: &[u32]) -> Vec<f64> {
                     out[row] = d * q;
                 }
             }
+        }
+    }
+    out
+}
+
+/// (value, sum of magnitudes) of every output in half arithmetic, rounding as the path does: a half
+/// sums what two blocks of 32 stored rows have for it, or one where scales are finer than 64 rows.
+pub fn in_halves(layer: &Layer, x: &[f32], rows: usize) -> Vec<(f64, f64)> {
+    let (k, n) = (layer.linear.k, layer.linear.n);
+    let mut order: Vec<usize> = (0..k).collect();
+    order.sort_by_key(|&row| layer.group_of_row[row]);
+    let mut stored = Vec::new();
+    for run in order.chunk_by(|&a, &b| layer.group_of_row[a] == layer.group_of_row[b]) {
+        stored.extend(run.iter().copied().map(Some));
+        stored.resize(stored.len().next_multiple_of(BLOCK_ROWS), None);
+    }
+    let at_once = match Rows::new(&layer.group_of_row).scales_per_superblock {
+        4 => BLOCK_ROWS,
+        _ => 2 * BLOCK_ROWS,
+    };
+    let mut out = product(
+        layer,
+        &x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(),
+        rows,
+    );
+    for row in 0..rows {
+        let (row_scale, halves) = reference::round_f16(&x[row * k..][..k]);
+        for column in 0..n {
+            let mut total = 0.0;
+            for rows in stored.chunks(at_once) {
+                // Values 0, 4, 1, 5 of each block's unit go to one half, 2, 6, 3, 7 to the other.
+                let mut sums = [[f16::ZERO; 2]; 4];
+                let mut scale = 0.0;
+                for block in rows.chunks(BLOCK_ROWS) {
+                    for (sums, unit) in sums.iter_mut().zip(block.chunks(8)) {
+                        for (half, order) in [[0, 4, 1, 5], [2, 6, 3, 7]].into_iter().enumerate() {
+                            for source in order.into_iter().filter_map(|at| unit[at]) {
+                                let exact = sums[half].to_f64()
+                                    + halves[source].to_f64() * layer.codes[source * n + column];
+                                sums[half] = f16::from_f64(exact);
+                                let group = layer.group_of_row[source] as usize;
+                                scale = layer.scales[group * n + column];
+                            }
+                        }
+                    }
+                }
+                let sum: f64 = sums.as_flattened().iter().map(|sum| sum.to_f64()).sum();
+                total += scale * sum;
+            }
+            let bias = layer
+                .bias
+                .as_ref()
+                .map_or(0.0, |bias| f64::from(bias[column]));
+            out[row * n + column].0 = f64::from(row_scale) * total + bias;
         }
     }
     out
@@ -159,6 +221,8 @@ pub fn paths(device: &Device) -> impl Iterator<Item = LinearPath> {
     let all = [
         LinearPath::F32,
         LinearPath::A16F32Gemv,
+        LinearPath::A16Half2,
+        LinearPath::A16Mma,
         LinearPath::A8Dp4aGemv,
         LinearPath::A8Dp4aGemm,
         LinearPath::A8Mma,
@@ -229,10 +293,15 @@ pub fn check_product(
     )
     .map_err(|error| format!("{what}: {error}"))?;
     for ((layer, expected), out) in layers.iter().zip(&outs) {
-        let (expected, tolerance) = match path.takes_a8() {
+        let halves;
+        let (expected, tolerance) = match path {
+            LinearPath::A16Half2 => {
+                halves = in_halves(layer, x, rows);
+                (&halves, 3e-6)
+            }
             // A value between two integers may round either way.
-            true => (&expected.rounded, 2e-4),
-            false => (&expected.exact, 3e-6),
+            _ if path.takes_a8() => (&expected.rounded, 2e-4),
+            _ => (&expected.exact, 3e-6),
         };
         let actual = download(device, out, rows * layer.linear.n)?;
         close(what, &actual, expected.iter().copied(), tolerance)?;
@@ -272,10 +341,55 @@ pub fn quantised(device: &Device, random: &mut Random) -> Result<(), String> {
     for kind in cases {
         let layer = layer(device, random, kind)?;
         for rows in [1, 2, 3, 5, 8, 9, 17, 33, 70, 130] {
-            let x = random.floats(rows * kind.k);
+            let mut x = random.floats(rows * kind.k);
+            for (row, x) in x.chunks_mut(kind.k).enumerate() {
+                let size = [1.0, 1e5, 1e-6][row % 3];
+                x.iter_mut().for_each(|x| *x *= size);
+            }
             let expected = expected(&layer, &x, rows);
             for path in paths(device) {
                 let what = format!("{path}, {rows} rows, {kind:?}");
+                check_product(device, path, &[(&layer, &expected)], &x, rows, &what)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Activations of all magnitudes in one row, and rows of the largest and the smallest beside each
+/// other: no f16 overflows, and what the splitting loses stays within its bound.
+pub fn far_apart(device: &Device, random: &mut Random) -> Result<(), String> {
+    let rows = 21;
+    for (bits, group) in [(2, 32), (3, 128), (4, 64), (4, 128), (8, 128)] {
+        let kind = Kind {
+            bits,
+            k: 400,
+            n: 75,
+            group,
+            shuffled: true,
+            symmetric: false,
+        };
+        let layer = layer(device, random, kind)?;
+        let mut x = random.floats(rows * kind.k);
+        for (row, x) in x.chunks_mut(kind.k).enumerate() {
+            let size = [1.0, 1e30, 1e-30, 0.0][row % 4];
+            for x in x {
+                *x *= size * 10f32.powf(5.0 * random.unit());
+            }
+        }
+        let mut expected = expected(&layer, &x, rows);
+        for (row, x) in x.chunks(kind.k).enumerate() {
+            let largest = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            for column in 0..kind.n {
+                let weights = layer.values[column..].iter().step_by(kind.n);
+                let weights: f64 = weights.map(|weight| weight.abs()).sum();
+                let lost = 2f64.powi(-39) * f64::from(largest) * weights;
+                expected.exact[row * kind.n + column].1 += lost / 3e-6;
+            }
+        }
+        for path in [LinearPath::F32, LinearPath::A16Half2, LinearPath::A16Mma] {
+            if paths(device).any(|has| has == path) {
+                let what = format!("{path}, {kind:?}");
                 check_product(device, path, &[(&layer, &expected)], &x, rows, &what)?;
             }
         }
@@ -352,6 +466,8 @@ pub fn dense(device: &Device, random: &mut Random) -> Result<(), String> {
             let layer = Layer {
                 linear: on_card,
                 values,
+                codes: Vec::new(),
+                scales: Vec::new(),
                 bias,
                 group_of_row: vec![0; k],
             };

@@ -29,6 +29,7 @@ fn main() {
         ("rms_norm", ops::rms_norm),
         ("silu_mul", ops::silu),
         ("quantised linears", linear::quantised),
+        ("linears of far magnitudes", linear::far_apart),
         ("dense linears", linear::dense),
         ("grouped linears", linear::grouped),
         ("rope_kv and attention", attention::paths),

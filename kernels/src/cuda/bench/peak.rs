@@ -14,6 +14,7 @@ impl Instruction {
     const fn peak(self) -> (&'static str, u64) {
         match self {
             Self::FmaF32 => ("peak_fma_f32", 32),
+            Self::FmaF16 => ("peak_fma_f16x2", 64),
             Self::Dp4a => ("peak_dp4a", 128),
             Self::MmaS8 => ("peak_mma_s8_m8n8k16", 1024),
             Self::MmaF16 => ("peak_mma_f16_m16n8k8", 1024),

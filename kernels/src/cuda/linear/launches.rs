@@ -1,9 +1,10 @@
 //! Which kernel of a path runs, on what grid: the rules were fitted to measurements, which
 //! docs/gpu-report.md has.
 
-use super::{DenseWeights, Job, Jobs, LinearCall};
+use super::{Activations, DenseWeights, Job, Jobs, LinearCall};
 use crate::cuda::{
-    CudaError, Device, Memory, Quantised, SUPERBLOCK_ROWS, TILE_COLUMNS, launch, ops::Guard,
+    CudaError, Device, F16Form, Memory, Quantised, SUPERBLOCK_ROWS, TILE_COLUMNS, launch,
+    ops::Guard,
 };
 use crate::error::KernelError;
 use crate::select::LinearPath;
@@ -43,6 +44,67 @@ pub(super) fn integer(
         other => return Err(not_for(other, "quantised")),
     }
     Ok(())
+}
+
+/// Paths that read x as f16, which `activations` holds.
+pub(super) fn halves(
+    device: &Device,
+    form: F16Form,
+    bits: u8,
+    activations: &Activations,
+    jobs: &Jobs,
+    guard: &Guard,
+) -> Result<(), CudaError> {
+    match form {
+        F16Form::Rounded => half2(device, bits, activations, jobs, guard),
+        F16Form::Split => f16_mma(device, bits, activations, jobs, guard),
+    }
+}
+
+fn half2(
+    device: &Device,
+    bits: u8,
+    x: &Activations,
+    jobs: &Jobs,
+    guard: &Guard,
+) -> Result<(), CudaError> {
+    let (rows, tiles) = (jobs.rows as usize, jobs.tiles as usize);
+    let block_rows = if rows <= 4 { 4 } else { 8 };
+    let at_once = if bits == 8 { 2 } else { 4 };
+    let warps = (jobs.superblocks as usize).clamp(1, 4);
+    let kernel = format!("linear_half2_w{bits}_r{block_rows}");
+    let grid = [rows.div_ceil(block_rows), tiles.div_ceil(at_once)];
+    let shared = warps * block_rows * (SUPERBLOCK_ROWS * 2 + 32 * at_once);
+    launch!(device, &kernel, flat(grid), [32 * warps as u32, 1, 1], shared;
+        x.gathered.address(), x.row_scales.address(), *jobs, guard.address())
+}
+
+fn f16_mma(
+    device: &Device,
+    bits: u8,
+    x: &Activations,
+    jobs: &Jobs,
+    guard: &Guard,
+) -> Result<(), CudaError> {
+    // On Volta a warp's sums take four times the registers.
+    let (tiles, most_rows) = match device.arch().has_int8_mma() {
+        true => (4, 64),
+        false => (2, 32),
+    };
+    let block_rows = match jobs.rows {
+        0..=16 => 16,
+        17..=32 => 32,
+        _ => most_rows,
+    };
+    let kernel = format!("linear_a16_mma_w{bits}_rows{block_rows}");
+    let blocks = match block_rows {
+        16 => 3,
+        _ => 2,
+    };
+    let grid = tiled(device, jobs, block_rows, tiles, blocks);
+    launch!(device, &kernel, grid, [128, 1, 1], 0;
+        *jobs, x.gathered.address(), x.row_scales.address(), x.sums.sums.address(),
+        x.sums.tickets.address(), guard.address())
 }
 
 /// (rows, columns, threads) of the fp32 products' tile: one that is mostly padding wastes arithmetic,
@@ -93,7 +155,15 @@ fn f32_gemv(
         _ => (4, 4),
     };
     let warps = superblocks.clamp(1, most_warps);
-    let kernel = format!("linear_f32_gemv_w{bits}_r{rows}_t{at_once}");
+    let fine = match jobs.scales_per_superblock {
+        1 => "",
+        _ => "_fine",
+    };
+    let zeros = match jobs.job[0].zeros {
+        0 => "",
+        _ => "_zeros",
+    };
+    let kernel = format!("linear_f32_gemv_w{bits}_r{rows}_t{at_once}{fine}{zeros}");
     let grid = [(jobs.rows as usize).div_ceil(rows), tiles.div_ceil(at_once)];
     let shared = warps * rows * (SUPERBLOCK_ROWS * 4 + 32 * at_once);
     launch!(device, &kernel, flat(grid), [32 * warps as u32, 1, 1], shared; x, *jobs, guard.address())
@@ -218,45 +288,55 @@ fn mma(
         "linear_a8_mma_w{bits}_rows{block_rows}{}",
         if fine { "_fine" } else { "" }
     );
-    let runs = |warps: usize| -> usize {
-        let each = jobs.job[..jobs.count as usize].iter().map(|job| {
-            let of = job.tiles as usize;
-            // A job narrower than a warp's tiles is taken tile by tile.
-            of.div_ceil(if of < tiles { warps } else { warps * tiles })
-        });
-        each.sum()
-    };
     let grid = match block_rows {
         // As many blocks as the card holds at once cut the work into equal runs.
-        8 => [4 * multiprocessors, 1, 1],
-        16 => [3 * multiprocessors, 1, 1],
-        _ => {
-            let (row_groups, groups) = (rows.div_ceil(block_rows), runs(4));
-            let superblocks = jobs.superblocks as usize;
-            let sums = row_groups * block_rows * groups * 4 * tiles * TILE_COLUMNS;
-            let most = match row_groups * groups <= PartialSums::TICKETS {
-                true => (PartialSums::SUMS / sums).clamp(1, superblocks.min(12)),
-                false => 1,
-            };
-            let cost = |splits: usize| {
-                let waves = (row_groups * groups * splits).div_ceil(2 * multiprocessors);
-                // A split costs as much as five superblocks.
-                waves * (superblocks.div_ceil(splits) + 5)
-            };
-            let splits = (1..=most).min_by_key(|splits| cost(*splits)).unwrap_or(1);
-            [row_groups, groups, splits]
-        }
+        8 => [4 * multiprocessors as u32, 1, 1],
+        16 => [3 * multiprocessors as u32, 1, 1],
+        _ => tiled(device, jobs, block_rows, tiles, 2),
     };
     if block_rows <= 16 {
-        let sums = grid[0] * 4 * 2 * (block_rows / 8 * tiles * 64);
+        let sums = grid[0] as usize * 4 * 2 * (block_rows / 8 * tiles * 64);
         assert!(
-            sums <= PartialSums::SUMS && runs(1) <= PartialSums::TICKETS,
+            sums <= PartialSums::SUMS && runs(jobs, tiles, 1) <= PartialSums::TICKETS,
             "a8_mma: scratch"
         );
     }
-    launch!(device, &kernel, grid.map(|size| size as u32), [128, 1, 1], 0;
+    launch!(device, &kernel, grid, [128, 1, 1], 0;
         *jobs, a8.q.address(), a8.d.address(), a8.dsum.address(), partial.sums.address(),
         partial.tickets.address(), guard.address())
+}
+
+/// Groups of `warps` runs of `tiles` tiles that the jobs are cut into.
+fn runs(jobs: &Jobs, tiles: usize, warps: usize) -> usize {
+    let each = jobs.job[..jobs.count as usize].iter().map(|job| {
+        let of = job.tiles as usize;
+        // A job narrower than a warp's tiles is taken tile by tile.
+        of.div_ceil(if of < tiles { warps } else { warps * tiles })
+    });
+    each.sum()
+}
+
+/// The grid of blocks that take `block_rows` rows and, with each of 4 warps, `tiles` tiles, of which
+/// a multiprocessor holds `blocks`: (groups of rows, groups of columns, splits of K).
+fn tiled(device: &Device, jobs: &Jobs, block_rows: usize, tiles: usize, blocks: usize) -> [u32; 3] {
+    let at_once = blocks * device.facts().multiprocessors as usize;
+    let (row_groups, groups) = (
+        (jobs.rows as usize).div_ceil(block_rows),
+        runs(jobs, tiles, 4),
+    );
+    let superblocks = jobs.superblocks as usize;
+    let sums = row_groups * block_rows * groups * 4 * tiles * TILE_COLUMNS;
+    let most = match row_groups * groups <= PartialSums::TICKETS {
+        true => (PartialSums::SUMS / sums).clamp(1, superblocks.min(12)),
+        false => 1,
+    };
+    let cost = |splits: usize| {
+        let waves = (row_groups * groups * splits).div_ceil(at_once);
+        // A split costs as much as five superblocks.
+        waves * (superblocks.div_ceil(splits) + 5)
+    };
+    let splits = (1..=most).min_by_key(|splits| cost(*splits)).unwrap_or(1);
+    [row_groups as u32, groups as u32, splits as u32]
 }
 
 /// Products with unquantised weights.
