@@ -47,6 +47,9 @@ pub struct ModelFlags {
     /// `fp16` or `int8`
     #[arg(long, value_name = "WORD", default_value = "fp16")]
     lm_head: String,
+    /// `f32`, `f16` or `int8`
+    #[arg(long, value_name = "WORD", default_value = "f16")]
+    kv_dtype: String,
     /// Sequences that decode together
     #[arg(
         long,
@@ -75,6 +78,7 @@ struct Report {
     shape: String,
     devices: Vec<String>,
     precision: String,
+    kv_dtype: String,
     copy_bytes_per_second: f64,
     /// Bytes of weights that rank 0 reads for one token.
     bytes_per_token: u64,
@@ -209,7 +213,10 @@ fn settings(flags: &ModelFlags) -> Result<PlanSettings> {
         max_step_tokens: 2048,
         max_logit_rows: sequences,
         block_tokens: 16,
-        kv_dtype: KvDType::F16,
+        kv_dtype: flags
+            .kv_dtype
+            .parse::<KvDType>()
+            .map_err(|why| UsageError::one(format!("--kv-dtype: {why}")))?,
         precision: match flags.precision.as_str() {
             "fast" => Precision::Fast,
             "exact" => Precision::Exact,
@@ -280,6 +287,7 @@ fn report(
         shape: flags.shape.clone(),
         devices,
         precision: flags.precision.clone(),
+        kv_dtype: flags.kv_dtype.clone(),
         copy_bytes_per_second: root.copy,
         bytes_per_token,
         planned_bytes: memory.total(),
@@ -309,9 +317,10 @@ fn report(
 
 fn render(report: &Report) -> String {
     let mut text = format!(
-        "{}, {} on {}\n{} read per token and rank at {:.0} GB/s (copy); memory {} planned, {} taken, {} of it by recordings\n\n{}\n\n",
+        "{}, {}, {} cache on {}\n{} read per token and rank at {:.0} GB/s (copy); memory {} planned, {} taken, {} of it by recordings\n\n{}\n\n",
         report.shape,
         report.precision,
+        report.kv_dtype,
         report.devices.join(" + "),
         output::bytes(report.bytes_per_token),
         report.copy_bytes_per_second / 1e9,

@@ -232,6 +232,7 @@ fn kernel_kv(dtype: KvDType) -> KvDtype {
     match dtype {
         KvDType::F32 => KvDtype::F32,
         KvDType::F16 => KvDtype::F16,
+        KvDType::Int8 => KvDtype::Int8,
     }
 }
 
