@@ -61,6 +61,7 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
             max_step_tokens: integer("coordinator.max_step_tokens")?,
             kv_dtype: match config.text("coordinator.kv_dtype").as_deref() {
                 Some("f16") => KvDType::F16,
+                Some("int8") => KvDType::Int8,
                 _ => KvDType::F32,
             },
             precision: match config.text("coordinator.precision").as_deref() {

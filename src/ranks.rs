@@ -49,6 +49,9 @@ pub struct RankFlags {
     /// `fp16` or `int8`
     #[arg(long, value_name = "WORD", default_value = "fp16")]
     lm_head: String,
+    /// `f32`, `f16` or `int8`
+    #[arg(long, value_name = "WORD", default_value = "f16")]
+    pub kv_dtype: String,
     #[command(flatten)]
     card: CardFlags,
 }
@@ -75,6 +78,7 @@ pub struct Group {
     nccl: Option<Arc<Nccl>>,
     precision: Precision,
     lm_head: LmHead,
+    kv_dtype: KvDType,
 }
 
 /// A device that is ready to take a rank, and the checkpoint that it takes it from; cards can do without.
@@ -96,6 +100,9 @@ impl RankFlags {
     /// Opens the model, or the shape of this name where none is asked for, and the devices.
     pub fn open(&self, default_shape: Option<&str>) -> Result<Group> {
         let (precision, lm_head) = (self.precision()?, self.lm_head()?);
+        let kv_dtype = self.kv_dtype.parse();
+        let kv_dtype: KvDType =
+            kv_dtype.map_err(|why| UsageError::one(format!("--kv-dtype: {why}")))?;
         let devices = self.devices()?;
         let (model, checkpoint, shape) = self.named(default_shape)?;
         let shape = Arc::new(shape.with_lm_head(lm_head));
@@ -131,6 +138,7 @@ impl RankFlags {
             nccl,
             precision,
             lm_head,
+            kv_dtype,
         })
     }
 
@@ -205,7 +213,7 @@ impl Group {
             max_step_tokens: load.step_tokens,
             max_logit_rows: load.sequences,
             block_tokens: 16,
-            kv_dtype: KvDType::F16,
+            kv_dtype: self.kv_dtype,
             precision: self.precision,
             lm_head: self.lm_head,
             memory_reserve_bytes: 0,

@@ -8,8 +8,8 @@ use std::path::Path;
 use ranks::{
     Ranks, Setup, Via,
     oracle::{
-        HALF_CACHE, INT8_HEAD, check_forced, check_generated, context, folders, forced, generate,
-        golden, near,
+        HALF_CACHE, INT8_CACHE, INT8_HEAD, check_forced, check_generated, context, folders, forced,
+        generate, golden, near,
     },
 };
 use secondwind_kernels::{
@@ -174,6 +174,19 @@ fn a_half_precision_kv_cache_stays_close() {
         },
         HALF_CACHE,
     );
+}
+
+#[test]
+fn an_int8_kv_cache_stays_close() {
+    for world in [1, 2] {
+        near(
+            &Setup {
+                kv_dtype: KvDType::Int8,
+                ..Setup::world(world)
+            },
+            INT8_CACHE,
+        );
+    }
 }
 
 #[test]

@@ -9,8 +9,8 @@ use libtest_mimic::{Arguments, Trial};
 use ranks::{
     On, Ranks, Setup, Via, greedy,
     oracle::{
-        Golden, HALF_CACHE, INT8_HEAD, check_forced, check_generated, context, folders, forced,
-        generate, golden, near,
+        Golden, HALF_CACHE, INT8_CACHE, INT8_HEAD, check_forced, check_generated, context, folders,
+        forced, generate, golden, near,
     },
 };
 use secondwind_kernels::{
@@ -70,6 +70,11 @@ fn main() {
         add(
             format!("{name}: an f16 cache stays close"),
             half_cache,
+            arch,
+        );
+        add(
+            format!("{name}: an int8 cache stays close"),
+            int8_cache,
             arch,
         );
         add(
@@ -227,6 +232,17 @@ fn half_cache(arch: Option<Arch>) {
             ..Setup::world(1)
         },
         HALF_CACHE,
+    );
+}
+
+fn int8_cache(arch: Option<Arch>) {
+    near(
+        &Setup {
+            on: On::Card(arch),
+            kv_dtype: KvDType::Int8,
+            ..Setup::world(1)
+        },
+        INT8_CACHE,
     );
 }
 

@@ -149,7 +149,7 @@ impl Case {
 fn cases(seed: u64) -> Vec<(Case, String)> {
     let mut random = Random(seed);
     let mut cases = Vec::new();
-    for dtype in [KvDtype::F32, KvDtype::F16] {
+    for dtype in KvDtype::ALL {
         for (heads, head_dim, block_tokens) in [
             ((1, 1), 16, 16),
             ((2, 7), 64, 16),
@@ -253,7 +253,7 @@ fn indices_outside_the_cache_are_refused() {
 
 #[test]
 fn bytes_are_foretold_and_odd_blocks_refused() {
-    for dtype in [KvDtype::F32, KvDtype::F16] {
+    for dtype in KvDtype::ALL {
         let shape = KvShape {
             blocks: 7,
             block_tokens: 32,

@@ -50,7 +50,7 @@ pub use digest::digest;
 pub use error::{PlanError, RankShortfall, Shortfall};
 pub use memory::{
     LinearBytes, LocalWidths, adds_bias, buffer_sizes, dtype_bytes, embedding_bytes, groups_of,
-    kv_block_bytes, kv_dtype_bytes, least_blocks, linear_bytes, logit_rows, norm_bytes,
+    kv_block_bytes, kv_row_bytes, least_blocks, linear_bytes, logit_rows, norm_bytes,
     possible_weight_kinds, scratch_bytes, wanted_blocks, weight_kinds,
 };
 pub use presets::{
@@ -74,6 +74,30 @@ pub enum KvDType {
     F32,
     /// IEEE binary16.
     F16,
+    /// 8-bit integers with one binary32 scale per token and head.
+    Int8,
+}
+
+impl KvDType {
+    /// As settings and reports name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl std::str::FromStr for KvDType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::F32, Self::F16, Self::Int8]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+            .ok_or_else(|| format!("`{name}` is not f32, f16 or int8"))
+    }
 }
 
 /// Which family of arithmetic ranks may use.

@@ -69,6 +69,7 @@ impl From<&PlanSettings> for v1::PlanSettings {
             kv_dtype: match from.kv_dtype {
                 KvDType::F32 => v1::KvDType::F32,
                 KvDType::F16 => v1::KvDType::F16,
+                KvDType::Int8 => v1::KvDType::Int8,
             }
             .into(),
             precision: match from.precision {
@@ -101,6 +102,7 @@ impl TryFrom<v1::PlanSettings> for PlanSettings {
             kv_dtype: match from.kv_dtype() {
                 v1::KvDType::F32 => KvDType::F32,
                 v1::KvDType::F16 => KvDType::F16,
+                v1::KvDType::Int8 => KvDType::Int8,
                 v1::KvDType::Unspecified => {
                     return Err(WireError::Invalid {
                         message,

@@ -201,7 +201,7 @@ fn measure(device: &Device) -> Result<Report> {
         )?);
     }
     let mut attention = Vec::new();
-    for kv in [KvDtype::F16] {
+    for kv in [KvDtype::F16, KvDtype::Int8] {
         for call in ATTENTION {
             attention.extend(time_attention(device, &ceilings, kv, call)?);
         }

@@ -53,6 +53,7 @@ struct Report {
     shape: String,
     devices: Vec<String>,
     precision: String,
+    kv_dtype: String,
     copy_bytes_per_second: f64,
     /// Bytes of weights that rank 0 reads for one token.
     bytes_per_token: u64,
@@ -178,6 +179,7 @@ fn report(
         shape: model,
         devices: plan.ranks.iter().map(|rank| rank.device.clone()).collect(),
         precision: flags.ranks.precision.clone(),
+        kv_dtype: flags.ranks.kv_dtype.clone(),
         copy_bytes_per_second: copy,
         bytes_per_token,
         planned_bytes: memory.total(),
@@ -207,9 +209,10 @@ fn report(
 
 fn render(report: &Report) -> String {
     let mut text = format!(
-        "{}, {} on {}\n{} read per token and rank at {:.0} GB/s (copy); memory {} planned, {} taken, {} of it by recordings\n\n{}\n\n",
+        "{}, {}, {} cache on {}\n{} read per token and rank at {:.0} GB/s (copy); memory {} planned, {} taken, {} of it by recordings\n\n{}\n\n",
         report.shape,
         report.precision,
+        report.kv_dtype,
         report.devices.join(" + "),
         output::bytes(report.bytes_per_token),
         report.copy_bytes_per_second / 1e9,

@@ -101,7 +101,7 @@ fn every_mistake_of_a_daemon_is_told_at_once() {
     for line in [
         &format!("{file}:2: unknown key `coordinator.max_wating`; did you mean `max_waiting`?"),
         &format!("{file}:5: worker.memory: `1.5` is not a size"),
-        "SECONDWIND_COORDINATOR_KV_DTYPE: coordinator.kv_dtype: `fp8` is not f32 or f16",
+        "SECONDWIND_COORDINATOR_KV_DTYPE: coordinator.kv_dtype: `fp8` is not f32 or f16 or int8",
         "--world-size: coordinator.world_size: `0` is not a whole number from 1 to 1024",
         "--listen: coordinator.listen: 0.0.0.0:0 is reachable from other machines",
         "coordinator.model is not set",

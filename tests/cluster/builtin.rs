@@ -1,5 +1,6 @@
 //! What the embedded model knows, asked through whole clusters at worlds 1, 2 and 3.
 
+use secondwind_model::plan::KvDType;
 use tokio::task::JoinSet;
 
 use crate::harness::{Cluster, Setup, answer, chat};
@@ -29,14 +30,15 @@ async fn ask(cluster: &Cluster, questions: &[String]) -> Vec<String> {
     answers
 }
 
-async fn examine(world: usize) {
+async fn examine(setup: Setup) {
+    let world = setup.world;
     let eval: serde_json::Value =
         serde_json::from_str(include_str!("../../model/builtin/eval.json")).unwrap();
     let list = |name: &str, key: &str| -> Vec<String> {
         let of = |entry: &serde_json::Value| entry[key].as_str().unwrap().to_owned();
         eval[name].as_array().unwrap().iter().map(of).collect()
     };
-    let cluster = Cluster::start(Setup::builtin(world)).await;
+    let cluster = Cluster::start(setup).await;
     let sums = ask(&cluster, &list("sums", "question")).await;
     let facts = ask(&cluster, &list("card_facts", "question")).await;
     cluster.stop().await;
@@ -66,15 +68,24 @@ async fn examine(world: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn world_1_knows_sums_and_cards() {
-    examine(1).await;
+    examine(Setup::builtin(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn world_2_knows_sums_and_cards() {
-    examine(2).await;
+    examine(Setup::builtin(2)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn world_3_knows_sums_and_cards() {
-    examine(3).await;
+    examine(Setup::builtin(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_int8_cache_knows_them_too() {
+    examine(Setup {
+        kv_dtype: KvDType::Int8,
+        ..Setup::builtin(2)
+    })
+    .await;
 }

@@ -26,6 +26,7 @@ pub struct Setup {
     pub max_sequences: usize,
     pub max_waiting: usize,
     pub max_context_tokens: Option<usize>,
+    pub kv_dtype: KvDType,
 }
 
 impl Setup {
@@ -37,6 +38,7 @@ impl Setup {
             max_sequences: 16,
             max_waiting: 1024,
             max_context_tokens: None,
+            kv_dtype: KvDType::F32,
         }
     }
 }
@@ -66,7 +68,7 @@ impl Cluster {
                 max_context_tokens: setup.max_context_tokens,
                 max_sequences: setup.max_sequences,
                 max_step_tokens: 256,
-                kv_dtype: KvDType::F32,
+                kv_dtype: setup.kv_dtype,
                 precision: Precision::Exact,
                 lm_head: LmHead::Fp16,
                 memory_reserve_bytes: 0,

@@ -75,6 +75,6 @@ pub(super) fn group_info(epoch: &Epoch, members: &BTreeMap<MemberId, Member>) ->
         kv_blocks: plan.kv_blocks as u64,
         block_tokens: plan.settings.block_tokens as u64,
         max_sequences: plan.settings.max_sequences as u64,
-        kv_dtype: format!("{:?}", plan.settings.kv_dtype).to_lowercase(),
+        kv_dtype: plan.settings.kv_dtype.name().to_owned(),
     }
 }

@@ -8,14 +8,64 @@ struct alignas(sizeof(T) * COUNT) Pack {
     T at[COUNT];
 };
 
-// 16 bytes of a cache row.
+// An element of an int8 cache: what is meant is code * the scale of its row.
+struct int8 {
+    s8 code;
+    __device__ __forceinline__ operator float() const { return (float)code; }
+};
+
+// True for a cache whose rows have scales. They multiply scores and softmax weights, one number a
+// row, so that the loops over channels only convert integers.
 template <typename T>
-using Piece = Pack<T, 16 / sizeof(T)>;
+constexpr bool SCALED = false;
+template <>
+constexpr bool SCALED<int8> = true;
+
+// A layer's cache. Rows are those that `cache_row` counts; scales are null unless SCALED.
+template <typename T>
+struct Cache {
+    T* keys;              // [block][kv_head][block_tokens][head_dim]
+    T* values;            // [block][kv_head][block_tokens][head_dim]
+    float* key_scales;    // [block][kv_head][block_tokens] f32
+    float* value_scales;  // [block][kv_head][block_tokens] f32
+};
+
+// What one load moves of a cache row: 16 bytes, or 8 of an int8 cache, so that a lane's share of a
+// row is the same for f16 and int8.
+template <typename T>
+using Piece = Pack<T, sizeof(T) == 4 ? 4 : 8>;
 
 template <typename T>
 __device__ __forceinline__ Piece<T> load_piece(const T* at) {
-    const uint4 bits = __ldg(reinterpret_cast<const uint4*>(at));
-    return reinterpret_cast<const Piece<T>&>(bits);
+    if constexpr (sizeof(Piece<T>) == 16) {
+        const uint4 bits = __ldg(reinterpret_cast<const uint4*>(at));
+        return reinterpret_cast<const Piece<T>&>(bits);
+    } else {
+        const uint2 bits = __ldg(reinterpret_cast<const uint2*>(at));
+        return reinterpret_cast<const Piece<T>&>(bits);
+    }
+}
+
+// Elements i..i+3 of a piece, widened; of an int8 cache not yet scaled.
+template <typename T>
+__device__ __forceinline__ float4 widen4(const Piece<T>& piece, int i) {
+    return make_float4((float)piece.at[i], (float)piece.at[i + 1], (float)piece.at[i + 2], (float)piece.at[i + 3]);
+}
+
+// Four codes plus 128 each as unsigned bytes.
+__device__ __forceinline__ u32 biased_codes(const Piece<int8>& piece, int i) {
+    return reinterpret_cast<const u32*>(piece.at)[i / 4] ^ 0x80808080u;
+}
+
+// Pascal converts integers at a quarter of the rate of a permute or a sum, so each byte becomes the
+// low bits of 2^23 instead, and a subtraction takes off 2^23 and the bias. Exact.
+__device__ __forceinline__ float4 widen4(const Piece<int8>& piece, int i) {
+    const u32 codes = biased_codes(piece, i);
+    const float offset = 8388608.0f + 128.0f;
+    return make_float4(__uint_as_float(__byte_perm(codes, 0x4b000000u, 0x7540)) - offset,
+                       __uint_as_float(__byte_perm(codes, 0x4b000000u, 0x7541)) - offset,
+                       __uint_as_float(__byte_perm(codes, 0x4b000000u, 0x7542)) - offset,
+                       __uint_as_float(__byte_perm(codes, 0x4b000000u, 0x7543)) - offset);
 }
 
 // What every attention kernel reads of a step; the same buffers serve all layers.
@@ -38,7 +88,7 @@ __device__ __forceinline__ const u32* table_of_row(const AttentionBatch& batch, 
 }
 
 // Where the cache ([block][kv_head][block_tokens][head_dim]) keeps a head of a sequence's token,
-// counted in rows of head_dim.
+// counted in rows of head_dim: also the place of the row's scale.
 __device__ __forceinline__ u32 cache_row(const AttentionBatch& batch, const u32* table, u32 kv_head, u32 token) {
     const u32 block_tokens = batch.block_tokens;
     return (table[token / block_tokens] * batch.kv_heads + kv_head) * block_tokens + token % block_tokens;

@@ -36,9 +36,8 @@ __device__ __forceinline__ bool is_last_block(u32* arrivals, u32 blocks) {
 
 template <typename T, int HEAD_DIM, int GROUP>
 __device__ __forceinline__ void decode_split(
-    const float* q,   // (tokens, query_heads, head_dim) f32, rows batch.q_stride floats apart
-    const T* keys,    // [block][kv_head][block_tokens][head_dim]
-    const T* values,  // [block][kv_head][block_tokens][head_dim]
+    const float* q,  // (tokens, query_heads, head_dim) f32, rows batch.q_stride floats apart
+    const Cache<T>& cache,
     const AttentionBatch& batch,
     int slices,      // runs of at most GROUP query heads that the largest group is cut into
     float* partial,  // workspace (tokens, query_heads, splits, head_dim)
@@ -46,12 +45,12 @@ __device__ __forceinline__ void decode_split(
     u32* arrivals,   // (tokens, kv_heads * slices), zero before the first launch, zero again after each
     float* out,      // (tokens, query_heads, head_dim) f32, row-major
     u64* guard, u32 check) {
-    constexpr int PIECE = 16 / sizeof(T);
+    constexpr int PIECE = sizeof(Piece<T>) / sizeof(T);
     constexpr int VALUE_LANES = HEAD_DIM / VALUE_ELEMENTS;
     constexpr int VALUE_ROWS = WARP / VALUE_LANES;  // values that a warp reads at once
     constexpr int VALUE_PIECES = VALUE_ELEMENTS / PIECE;
-    // 16-byte loads of keys, and as many of values, that a lane has under way; registers set the bound.
-    constexpr int IN_FLIGHT = GROUP > 5 ? 8 : 16;
+    // Loads of keys, and as many of values, that a lane has under way; registers set the bound.
+    constexpr int IN_FLIGHT = min_of(16, (GROUP > 5 ? 128 : 256) / (int)sizeof(Piece<T>));
     constexpr int KEY_STEP = KEY_LANES * PIECE;  // elements of a key that its lanes read at once
     constexpr int KEY_LOADS = min_of(HEAD_DIM / KEY_STEP, IN_FLIGHT / KEY_ROUNDS);
     constexpr int KEY_BATCH = KEY_LOADS * KEY_STEP;
@@ -110,16 +109,24 @@ __device__ __forceinline__ void decode_split(
         const uint2 rows = next;
         if (start + WARPS * CHUNK < end) next = rows_of(start + WARPS * CHUNK);
 
+        // Lane l has the scales of key l of the chunk.
+        float key_scale = 1.0f, value_scale = 1.0f;
+        if (SCALED<T>) {
+            const u32 row = (lane < RUN ? rows.x : rows.y) + lane % RUN;
+            key_scale = __ldg(cache.key_scales + row);
+            value_scale = start + lane < end ? __ldg(cache.value_scales + row) : 0.0f;
+        }
+
         // A quad of lanes takes keys quad * 4 .. quad * 4 + 3, each lane a quarter of the elements.
         float dot[KEY_ROUNDS][GROUP];
 #pragma unroll
         for (int r = 0; r < KEY_ROUNDS; ++r)
 #pragma unroll
             for (int g = 0; g < GROUP; ++g) dot[r][g] = 0.0f;
-        const T* key_at = keys +
+        const T* key_at = cache.keys +
                           ((size_t)(quad * KEY_ROUNDS < RUN ? rows.x : rows.y) + quad * KEY_ROUNDS % RUN) * HEAD_DIM +
                           part * PIECE;
-        const T* value_at = values + value_row * HEAD_DIM + value_lane * PIECE;
+        const T* value_at = cache.values + value_row * HEAD_DIM + value_lane * PIECE;
         const T* low_values = value_at + (size_t)rows.x * HEAD_DIM;
         const T* high_values = value_at + (size_t)rows.y * HEAD_DIM - RUN * HEAD_DIM;
         Piece<T> value[VALUE_LOADS][VALUE_PIECES];
@@ -143,20 +150,23 @@ __device__ __forceinline__ void decode_split(
 #pragma unroll
             for (int n = 0; n < KEY_LOADS; ++n)
 #pragma unroll
-                for (int i = 0; i < PIECE; i += 4)
+                for (int i = 0; i < PIECE; i += 4) {
+                    float4 k[KEY_ROUNDS];
+#pragma unroll
+                    for (int r = 0; r < KEY_ROUNDS; ++r) k[r] = widen4(key[n][r], i);
 #pragma unroll
                     for (int g = 0; g < GROUP; ++g) {
                         const float* at = &query[g][d + n * KEY_STEP + part * PIECE + i];
                         const float4 x = *reinterpret_cast<const float4*>(at);
 #pragma unroll
                         for (int r = 0; r < KEY_ROUNDS; ++r) {
-                            const Piece<T>& k = key[n][r];
-                            dot[r][g] += x.x * (float)k.at[i];
-                            dot[r][g] += x.y * (float)k.at[i + 1];
-                            dot[r][g] += x.z * (float)k.at[i + 2];
-                            dot[r][g] += x.w * (float)k.at[i + 3];
+                            dot[r][g] += x.x * k[r].x;
+                            dot[r][g] += x.y * k[r].y;
+                            dot[r][g] += x.z * k[r].z;
+                            dot[r][g] += x.w * k[r].w;
                         }
                     }
+                }
         }
         if (!VALUES_EARLY) load_values(0);
 
@@ -169,13 +179,14 @@ __device__ __forceinline__ void decode_split(
             odd_key += __shfl_xor_sync(FULL_MASK, upper ? dot[1][g] : dot[3][g], 2);
             float score = odd ? odd_key : even_key;
             score += __shfl_xor_sync(FULL_MASK, odd ? even_key : odd_key, 1);
+            if (SCALED<T>) score *= key_scale;
             if (start + lane >= end) score = NEG_INFINITY;
 
             const float before = largest[g];
             largest[g] = fmaxf(before, warp_max(score));
             const float decay = exp2_approx(before - largest[g]), weight = exp2_approx(score - largest[g]);
             sum[g] = sum[g] * decay + weight;
-            weights[warp][lane].of[g] = weight;
+            weights[warp][lane].of[g] = SCALED<T> ? weight * value_scale : weight;
 #pragma unroll
             for (int i = 0; i < VALUE_ELEMENTS; ++i) mixed[g][i] *= decay;
         }
@@ -195,10 +206,15 @@ __device__ __forceinline__ void decode_split(
             for (int i = 0; i < VALUE_LOADS; ++i) {
                 const Weights<GROUP> weight = weights[warp][first + i * VALUE_ROWS + value_row];
 #pragma unroll
-                for (int e = 0; e < VALUE_ELEMENTS; ++e) {
-                    const float x = (float)value[i][e / PIECE].at[e % PIECE];
+                for (int e = 0; e < VALUE_ELEMENTS; e += 4) {
+                    const float4 x = widen4(value[i][e / PIECE], e % PIECE);
 #pragma unroll
-                    for (int g = 0; g < GROUP; ++g) mixed[g][e] += weight.of[g] * x;
+                    for (int g = 0; g < GROUP; ++g) {
+                        mixed[g][e] += weight.of[g] * x.x;
+                        mixed[g][e + 1] += weight.of[g] * x.y;
+                        mixed[g][e + 2] += weight.of[g] * x.z;
+                        mixed[g][e + 3] += weight.of[g] * x.w;
+                    }
                 }
             }
         }
@@ -314,13 +330,15 @@ __device__ __forceinline__ void decode_split(
 // Grid: (splits, kv_heads * slices, tokens) blocks of 128 threads, splits <= MOST_SPLITS.
 #define DECODE_SPLIT(KV, HEAD_DIM, GROUP)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_split_##KV##_##HEAD_DIM##_g##GROUP(        \
-        const float* q, const KV* keys, const KV* values, AttentionBatch batch, int slices, float* partial,    \
-        float2* stats, u32* arrivals, float* out, u64* guard, u32 check) {                                     \
-        decode_split<KV, HEAD_DIM, GROUP>(q, keys, values, batch, slices, partial, stats, arrivals, out,       \
-                                          guard, check);                                                       \
+        const float* q, Cache<KV> cache, AttentionBatch batch, int slices, float* partial, float2* stats,      \
+        u32* arrivals, float* out, u64* guard, u32 check) {                                                    \
+        decode_split<KV, HEAD_DIM, GROUP>(q, cache, batch, slices, partial, stats, arrivals, out, guard,       \
+                                          check);                                                              \
     }
 
 // A group runs in the smallest that holds it; f16 caches have an exact one for nearly every model.
+// With int8 ones so few that the groups of Qwen models, 2 and 4 to 8, do at most a quarter more
+// arithmetic than their own would.
 #define DECODE_SPLIT_F16(HEAD_DIM) \
     DECODE_SPLIT(f16, HEAD_DIM, 1) \
     DECODE_SPLIT(f16, HEAD_DIM, 2) \
@@ -333,6 +351,10 @@ __device__ __forceinline__ void decode_split(
     DECODE_SPLIT(f32, HEAD_DIM, 2) \
     DECODE_SPLIT(f32, HEAD_DIM, 4) \
     DECODE_SPLIT(f32, HEAD_DIM, 8)
+#define DECODE_SPLIT_INT8(HEAD_DIM) \
+    DECODE_SPLIT(int8, HEAD_DIM, 2) \
+    DECODE_SPLIT(int8, HEAD_DIM, 5) \
+    DECODE_SPLIT(int8, HEAD_DIM, 8)
 
 DECODE_SPLIT_F16(64)
 DECODE_SPLIT_F16(128)
@@ -340,3 +362,6 @@ DECODE_SPLIT_F16(256)
 DECODE_SPLIT_F32(64)
 DECODE_SPLIT_F32(128)
 DECODE_SPLIT_F32(256)
+DECODE_SPLIT_INT8(64)
+DECODE_SPLIT_INT8(128)
+DECODE_SPLIT_INT8(256)

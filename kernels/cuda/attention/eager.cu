@@ -28,9 +28,8 @@ __device__ __forceinline__ float block_sum(float value, float* shared) {
 
 template <typename T>
 __device__ __forceinline__ void eager(
-    const float* q,   // (tokens, query_heads, head_dim) f32, rows batch.q_stride floats apart
-    const T* keys,    // [block][kv_head][block_tokens][head_dim]
-    const T* values,  // [block][kv_head][block_tokens][head_dim]
+    const float* q,  // (tokens, query_heads, head_dim) f32, rows batch.q_stride floats apart
+    const Cache<T>& cache,
     const AttentionBatch& batch,
     int head_dim,       // at most 256
     int first_token,    // of this launch: long prompts go in pieces, so that the scratch stays small
@@ -53,10 +52,12 @@ __device__ __forceinline__ void eager(
 
     float largest = NEG_INFINITY;
     for (int key = thread / WARP; key < length; key += WARPS) {
-        const T* row = keys + (size_t)cache_row(batch, table, kv_head, key) * head_dim;
+        const u32 at = cache_row(batch, table, kv_head, key);
+        const T* row = cache.keys + (size_t)at * head_dim;
         float dot = 0.0f;
         for (int d = lane; d < head_dim; d += WARP) dot += query[d] * (float)row[d];
         dot = warp_sum(dot);
+        if (SCALED<T>) dot *= cache.key_scales[at];
         if (lane == 0) score[key] = dot;
         largest = fmaxf(largest, dot);
     }
@@ -72,8 +73,11 @@ __device__ __forceinline__ void eager(
 
     if (thread >= head_dim) return;
     float sum = 0.0f;
-    for (int key = 0; key < length; ++key)
-        sum += score[key] * (float)values[(size_t)cache_row(batch, table, kv_head, key) * head_dim + thread];
+    for (int key = 0; key < length; ++key) {
+        const u32 at = cache_row(batch, table, kv_head, key);
+        const float weight = SCALED<T> ? score[key] * cache.value_scales[at] : score[key];
+        sum += weight * (float)cache.values[(size_t)at * head_dim + thread];
+    }
     const float mean = length > 0 ? sum / total : 0.0f;
     const size_t element = (token * batch.query_heads + head) * head_dim + thread;
     out[element] = mean;
@@ -83,10 +87,11 @@ __device__ __forceinline__ void eager(
 // Grid: (query_heads, tokens of this launch) blocks of 256 threads.
 #define EAGER(KV)                                                                                         \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_eager_##KV(                           \
-        const float* q, const KV* keys, const KV* values, AttentionBatch batch, int head_dim,             \
-        int first_token, float* scores, int score_stride, float* out, u64* guard, u32 check) {            \
-        eager<KV>(q, keys, values, batch, head_dim, first_token, scores, score_stride, out, guard, check); \
+        const float* q, Cache<KV> cache, AttentionBatch batch, int head_dim, int first_token,             \
+        float* scores, int score_stride, float* out, u64* guard, u32 check) {                             \
+        eager<KV>(q, cache, batch, head_dim, first_token, scores, score_stride, out, guard, check);       \
     }
 
 EAGER(f16)
 EAGER(f32)
+EAGER(int8)

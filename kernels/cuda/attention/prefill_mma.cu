@@ -2,7 +2,8 @@
 // A block owns some consecutive tokens of one sequence with all query heads of one KV head; each
 // (token, head) is a row, and a warp owns 16 rows with all their keys, so that the scores a lane
 // holds are already the operand of the weighted sum. Keys and values take turns: one is computed
-// with while the other is on its way.
+// with while the other is on its way. Codes of an int8 cache become f16 on the way, unscaled and
+// exact; a key's scale multiplies its scores, a value's its weights.
 #include "attention/batch.cuh"
 
 #if __CUDA_ARCH__ >= 750
@@ -39,15 +40,35 @@ __device__ __forceinline__ void load_matrices(u32 (&b)[4], const f16* row) {
                      : "memory");
 }
 
+__device__ __forceinline__ Piece<f16> halves_of(const Piece<f16>& piece) { return piece; }
+
+// As widen4, in the low bits of the f16 1024.
+__device__ __forceinline__ Piece<f16> halves_of(const Piece<int8>& piece) {
+    auto less_bias = [](u32 biased) {
+        u32 pair;
+        asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(biased), "r"(0x64806480u));  // 1024 + 128
+        return pair;
+    };
+    u32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const u32 codes = biased_codes(piece, i * 4);
+        pairs[i * 2] = less_bias(__byte_perm(codes, 0x64646464u, 0x4140));
+        pairs[i * 2 + 1] = less_bias(__byte_perm(codes, 0x64646464u, 0x4342));
+    }
+    const uint4 bits = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    return reinterpret_cast<const Piece<f16>&>(bits);
+}
+
 // The keys or values of a tile on their way from the cache to shared memory.
-template <int HEAD_DIM, int TILE_KEYS>
+template <typename T, int HEAD_DIM, int TILE_KEYS>
 struct InFlight {
-    static constexpr int LANES = HEAD_DIM / 8;  // 16 bytes each
+    static constexpr int LANES = HEAD_DIM / 8;  // a piece each
     static constexpr int STEP = THREADS / LANES;
     static constexpr int LOADS = TILE_KEYS / STEP;
-    Piece<f16> piece[LOADS];
+    Piece<T> piece[LOADS];
 
-    __device__ __forceinline__ void load(const f16* cache, const u32* rows) {
+    __device__ __forceinline__ void load(const T* cache, const u32* rows) {
 #pragma unroll
         for (int i = 0; i < LOADS; ++i) {
             const u32 row = rows[threadIdx.x / LANES + i * STEP];
@@ -58,15 +79,15 @@ struct InFlight {
     __device__ __forceinline__ void store(f16 (*to)[HEAD_DIM + PAD]) const {
 #pragma unroll
         for (int i = 0; i < LOADS; ++i)
-            *reinterpret_cast<Piece<f16>*>(&to[threadIdx.x / LANES + i * STEP][threadIdx.x % LANES * 8]) = piece[i];
+            *reinterpret_cast<Piece<f16>*>(&to[threadIdx.x / LANES + i * STEP][threadIdx.x % LANES * 8]) =
+                halves_of(piece[i]);
     }
 };
 
-template <int HEAD_DIM>
+template <typename T, int HEAD_DIM>
 __device__ __forceinline__ void prefill_mma(
-    const float* q,     // (tokens, query_heads, head_dim) f32, rows batch.q_stride floats apart
-    const f16* keys,    // [block][kv_head][block_tokens][head_dim]
-    const f16* values,  // [block][kv_head][block_tokens][head_dim]
+    const float* q,  // (tokens, query_heads, head_dim) f32, rows batch.q_stride floats apart
+    const Cache<T>& cache,
     const AttentionBatch& batch,
     const Tile* tiles,  // (tiles)
     float* out,         // (tokens, query_heads, head_dim) f32, row-major
@@ -109,11 +130,14 @@ __device__ __forceinline__ void prefill_mma(
     }
     float largest[2] = {NEG_INFINITY, NEG_INFINITY}, sum[2] = {};
     float mixed[HEAD_DIM / 8][4] = {};
+    // Of the values so far, the largest scale: `mixed` counts in it, so that weights keep within f16
+    // whatever the values are.
+    float unit = SCALED<T> ? 0.0f : 1.0f;
 
     if (thread < TILE_KEYS) cache_rows[0][thread] = cache_row_of(thread);
     __syncthreads();
-    InFlight<HEAD_DIM, TILE_KEYS> flight;
-    flight.load(keys, cache_rows[0]);
+    InFlight<T, HEAD_DIM, TILE_KEYS> flight;
+    flight.load(cache.keys, cache_rows[0]);
     flight.store(key);
     for (int start = 0; start < end; start += TILE_KEYS) {
         const int buffer = start / TILE_KEYS % 2;
@@ -121,7 +145,14 @@ __device__ __forceinline__ void prefill_mma(
         const bool more = start + TILE_KEYS < end;
         if (more && thread < TILE_KEYS) cache_rows[buffer ^ 1][thread] = cache_row_of(start + TILE_KEYS + thread);
 
-        flight.load(values, cache_rows[buffer]);
+        flight.load(cache.values, cache_rows[buffer]);
+        // Lane l has the scales of key l of the tile.
+        float key_scale = 1.0f, value_scale = 1.0f;
+        if (SCALED<T>) {
+            const u32 row = cache_rows[buffer][lane % TILE_KEYS];
+            key_scale = __ldg(cache.key_scales + row);
+            value_scale = __ldg(cache.value_scales + row);
+        }
         float score[TILE_KEYS / 8][4] = {};
 #pragma unroll
         for (int d = 0; d < HEAD_DIM; d += 32)
@@ -133,6 +164,23 @@ __device__ __forceinline__ void prefill_mma(
                 for (int i = 0; i < 4; ++i) mma(score[n], query[d / 8 + i], b[i]);
             }
 
+        float smaller = 1.0f;  // the unit so far over the new one
+        if (SCALED<T>) {
+#pragma unroll
+            for (int n = 0; n < TILE_KEYS / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const float scale = __shfl_sync(FULL_MASK, key_scale, n * 8 + pair + i);
+                    score[n][i] *= scale;
+                    score[n][2 + i] *= scale;
+                }
+            const float next = fmaxf(unit, warp_max(value_scale));
+            if (next > 0.0f) {
+                smaller = unit / next;
+                value_scale /= next;
+            }
+            unit = next;
+        }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int limit = limits[warp * 16 + half * 8 + quad];
@@ -159,16 +207,23 @@ __device__ __forceinline__ void prefill_mma(
                 }
 #pragma unroll
             for (int d = 0; d < HEAD_DIM / 8; ++d) {
-                mixed[d][half * 2] *= decay;
-                mixed[d][half * 2 + 1] *= decay;
+                mixed[d][half * 2] *= decay * smaller;
+                mixed[d][half * 2 + 1] *= decay * smaller;
             }
         }
 
         flight.store(value);
         __syncthreads();
-        if (more) flight.load(keys, cache_rows[buffer ^ 1]);
+        if (more) flight.load(cache.keys, cache_rows[buffer ^ 1]);
 #pragma unroll
         for (int n = 0; n < TILE_KEYS / 8; ++n) {
+            if (SCALED<T>)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const float scale = __shfl_sync(FULL_MASK, value_scale, n * 8 + pair + i);
+                    score[n][i] *= scale;
+                    score[n][2 + i] *= scale;
+                }
             const u32 weight[2] = {f16x2_of(score[n][0], score[n][1]), f16x2_of(score[n][2], score[n][3])};
 #pragma unroll
             for (int d = 0; d < HEAD_DIM; d += 32) {
@@ -188,9 +243,10 @@ __device__ __forceinline__ void prefill_mma(
         const u32 row = output_rows[warp * 16 + half * 8 + quad];
         if (row == NO_ROW) continue;
         const u32 first = row * HEAD_DIM + pair;
+        const float over = sum[half] / unit;
 #pragma unroll
         for (int d = 0; d < HEAD_DIM / 8; ++d) {
-            const float2 mean = make_float2(mixed[d][half * 2] / sum[half], mixed[d][half * 2 + 1] / sum[half]);
+            const float2 mean = make_float2(mixed[d][half * 2] / over, mixed[d][half * 2 + 1] / over);
             *reinterpret_cast<float2*>(&out[first + d * 8]) = mean;
             guard_finite(guard, check, first + d * 8, mean.x);
             guard_finite(guard, check, first + d * 8 + 1, mean.y);
@@ -199,14 +255,17 @@ __device__ __forceinline__ void prefill_mma(
 }
 
 // Grid: (tiles, kv_heads) blocks of 128 threads. Tile rows: 64.
-#define PREFILL_MMA(HEAD_DIM)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS, HEAD_DIM == 256 ? 2 : 3) prefill_mma_f16_##HEAD_DIM(    \
-        const float* q, const f16* keys, const f16* values, AttentionBatch batch, const Tile* tiles, float* out,  \
-        u64* guard, u32 check) {                                                                                  \
-        prefill_mma<HEAD_DIM>(q, keys, values, batch, tiles, out, guard, check);                                  \
+#define PREFILL_MMA(KV, HEAD_DIM)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, HEAD_DIM == 256 ? 2 : 3) prefill_mma_##KV##_##HEAD_DIM( \
+        const float* q, Cache<KV> cache, AttentionBatch batch, const Tile* tiles, float* out, u64* guard,         \
+        u32 check) {                                                                                              \
+        prefill_mma<KV, HEAD_DIM>(q, cache, batch, tiles, out, guard, check);                                     \
     }
 
-PREFILL_MMA(64)
-PREFILL_MMA(128)
-PREFILL_MMA(256)
+PREFILL_MMA(f16, 64)
+PREFILL_MMA(f16, 128)
+PREFILL_MMA(f16, 256)
+PREFILL_MMA(int8, 64)
+PREFILL_MMA(int8, 128)
+PREFILL_MMA(int8, 256)
 #endif

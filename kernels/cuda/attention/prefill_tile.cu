@@ -16,11 +16,9 @@ constexpr int PAD = 4;                                 // moves neighbouring row
 
 template <typename T>
 __device__ __forceinline__ void widen(const Piece<T>& piece, float* to) {
-    constexpr int COUNT = 16 / sizeof(T);
+    constexpr int COUNT = sizeof(Piece<T>) / sizeof(T);
 #pragma unroll
-    for (int i = 0; i < COUNT; i += 4)
-        *reinterpret_cast<float4*>(to + i) = make_float4((float)piece.at[i], (float)piece.at[i + 1],
-                                                         (float)piece.at[i + 2], (float)piece.at[i + 3]);
+    for (int i = 0; i < COUNT; i += 4) *reinterpret_cast<float4*>(to + i) = widen4(piece, i);
 }
 
 __device__ __forceinline__ void axpy(float a, const float4& x, float (&y)[4]) {
@@ -32,9 +30,8 @@ __device__ __forceinline__ void axpy(float a, const float4& x, float (&y)[4]) {
 
 template <typename T, int HEAD_DIM>
 __device__ __forceinline__ void prefill_tile(
-    const float* q,   // (tokens, query_heads, head_dim) f32, rows batch.q_stride floats apart
-    const T* keys,    // [block][kv_head][block_tokens][head_dim]
-    const T* values,  // [block][kv_head][block_tokens][head_dim]
+    const float* q,  // (tokens, query_heads, head_dim) f32, rows batch.q_stride floats apart
+    const Cache<T>& cache,
     const AttentionBatch& batch,
     const Tile* tiles,  // (tiles)
     float* out,         // (tokens, query_heads, head_dim) f32, row-major
@@ -42,7 +39,7 @@ __device__ __forceinline__ void prefill_tile(
     constexpr int ROWS = HEAD_DIM == 256 ? 4 : 8;  // of a thread, ROW_THREADS apart; registers set the bound
     constexpr int TILE_ROWS = ROWS * ROW_THREADS;
     constexpr int QUADS = HEAD_DIM / (4 * COLUMN_THREADS);  // float4s of an output row that a thread owns
-    constexpr int PIECE = 16 / sizeof(T);
+    constexpr int PIECE = sizeof(Piece<T>) / sizeof(T);
     constexpr int QUERY_LOADS = TILE_ROWS * RUN_ELEMENTS / 4 / THREADS;
     constexpr int KEY_LOADS = TILE_KEYS * RUN_ELEMENTS / PIECE / THREADS;
     constexpr int VALUE_LOADS = RUN_KEYS * HEAD_DIM / PIECE / THREADS;
@@ -115,9 +112,16 @@ __device__ __forceinline__ void prefill_tile(
             for (int i = 0; i < KEY_LOADS; ++i) {
                 const int key = thread / KEY_LANES + i * (THREADS / KEY_LANES);
                 next_key[i] =
-                    load_piece(keys + (size_t)cache_rows[key] * HEAD_DIM + d + thread % KEY_LANES * PIECE);
+                    load_piece(cache.keys + (size_t)cache_rows[key] * HEAD_DIM + d + thread % KEY_LANES * PIECE);
             }
         };
+        float key_scale[KEYS], value_scale[KEYS];
+#pragma unroll
+        for (int k = 0; k < KEYS; ++k) {
+            const u32 row = cache_rows[column_thread + k * COLUMN_THREADS];
+            key_scale[k] = batch.scale * LOG2_E * (SCALED<T> ? __ldg(cache.key_scales + row) : 1.0f);
+            value_scale[k] = SCALED<T> ? __ldg(cache.value_scales + row) : 1.0f;
+        }
         float score[ROWS][KEYS] = {};
         load_operands(0);
 #pragma unroll 1
@@ -163,7 +167,7 @@ __device__ __forceinline__ void prefill_tile(
             for (int i = 0; i < VALUE_LOADS; ++i) {
                 const int key = run + thread / VALUE_LANES + i * (THREADS / VALUE_LANES);
                 next_value[i] =
-                    load_piece(values + (size_t)cache_rows[key] * HEAD_DIM + thread % VALUE_LANES * PIECE);
+                    load_piece(cache.values + (size_t)cache_rows[key] * HEAD_DIM + thread % VALUE_LANES * PIECE);
             }
         };
         load_values(0);
@@ -174,7 +178,7 @@ __device__ __forceinline__ void prefill_tile(
 #pragma unroll
             for (int k = 0; k < KEYS; ++k) {
                 const bool seen = start + column_thread + k * COLUMN_THREADS < limit;
-                score[r][k] = seen ? score[r][k] * (batch.scale * LOG2_E) : NEG_INFINITY;
+                score[r][k] = seen ? score[r][k] * key_scale[k] : NEG_INFINITY;
                 largest[r] = fmaxf(largest[r], score[r][k]);
             }
 #pragma unroll
@@ -185,7 +189,8 @@ __device__ __forceinline__ void prefill_tile(
 #pragma unroll
             for (int k = 0; k < KEYS; ++k) {
                 const float weight = exp2_approx(score[r][k] - largest[r]);
-                stage.weight[row_thread + r * ROW_THREADS][column_thread + k * COLUMN_THREADS] = weight;
+                stage.weight[row_thread + r * ROW_THREADS][column_thread + k * COLUMN_THREADS] =
+                    SCALED<T> ? weight * value_scale[k] : weight;
                 sum[r] += weight;
             }
 #pragma unroll
@@ -246,9 +251,9 @@ __device__ __forceinline__ void prefill_tile(
 // Grid: (tiles, kv_heads) blocks of 128 threads. Tile rows: 64, or 32 for head_dim 256.
 #define PREFILL_TILE(KV, HEAD_DIM)                                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS, HEAD_DIM == 64 ? 3 : 2)                              \
-        prefill_tile_##KV##_##HEAD_DIM(const float* q, const KV* keys, const KV* values, AttentionBatch batch, \
+        prefill_tile_##KV##_##HEAD_DIM(const float* q, Cache<KV> cache, AttentionBatch batch,                  \
                                        const Tile* tiles, float* out, u64* guard, u32 check) {                 \
-        prefill_tile<KV, HEAD_DIM>(q, keys, values, batch, tiles, out, guard, check);                          \
+        prefill_tile<KV, HEAD_DIM>(q, cache, batch, tiles, out, guard, check);                                 \
     }
 
 PREFILL_TILE(f16, 64)
@@ -257,3 +262,6 @@ PREFILL_TILE(f16, 256)
 PREFILL_TILE(f32, 64)
 PREFILL_TILE(f32, 128)
 PREFILL_TILE(f32, 256)
+PREFILL_TILE(int8, 64)
+PREFILL_TILE(int8, 128)
+PREFILL_TILE(int8, 256)

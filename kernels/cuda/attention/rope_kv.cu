@@ -1,6 +1,7 @@
 // Prepares a token's heads for attention in one launch: normalises and rotates queries in place,
 // normalises and rotates keys, and stores keys and values in the paged cache.
-// One warp owns one head of one token, of any even size up to 256.
+// One warp owns one head of one token, of any even size up to 256. An int8 cache takes codes in
+// -127..127 and the scale, largest magnitude / 127, that they count.
 #include "attention/batch.cuh"
 
 constexpr int THREADS = 128;
@@ -9,6 +10,12 @@ constexpr u32 NO_SLOT = 0xffffffffu;  // a padding token: nothing is stored
 
 __device__ __forceinline__ void narrow(float value, float& to) { to = value; }
 __device__ __forceinline__ void narrow(float value, f16& to) { to.bits = f16_of_f32(value); }
+
+// The nearest code, ties to even. A scale that underflows is 0 and whatever stands beside it counts
+// as 0; one that is denormal may be too small for the largest value, hence the bounds.
+__device__ __forceinline__ int8 code_of(float value, float scale) {
+    return {(s8)max(-127, min(127, __float2int_rn(value / scale)))};
+}
 
 // A lane owns elements i and i + half of a head for i = lane, lane + 32, ...: the pairs that rotate.
 struct Head {
@@ -49,6 +56,37 @@ struct Head {
         }
     }
 
+    // The largest magnitude, compared by its bits, which puts what is not finite above all else: the
+    // scale then is not finite either, nor is what attention makes of it.
+    __device__ __forceinline__ float largest() const {
+        u32 bits = 0;
+#pragma unroll
+        for (int i = 0; i < MAX_PAIRS; ++i)
+            bits = max(bits, max(__float_as_uint(low[i]) & 0x7fffffffu, __float_as_uint(high[i]) & 0x7fffffffu));
+#pragma unroll
+        for (int offset = WARP / 2; offset > 0; offset >>= 1) bits = max(bits, __shfl_xor_sync(FULL_MASK, bits, offset));
+        return __uint_as_float(bits);
+    }
+
+    // Stores the row of the cache and its scale.
+    template <typename T>
+    __device__ __forceinline__ void store(T* cache, float* scales, size_t row) const {
+        T* head = cache + row * (2 * half);
+        if constexpr (SCALED<T>) {
+            const float scale = largest() / 127.0f;
+            if (lane == 0) scales[row] = scale;
+#pragma unroll
+            for (int i = 0; i < MAX_PAIRS; ++i) {
+                const int at = lane + i * WARP;
+                if (at >= half) break;
+                head[at] = code_of(low[i], scale);
+                head[half + at] = code_of(high[i], scale);
+            }
+        } else {
+            store(head);
+        }
+    }
+
     template <typename T>
     __device__ __forceinline__ void store(T* head) const {
 #pragma unroll
@@ -72,8 +110,7 @@ __device__ __forceinline__ void rope_kv(
     const float* sin,      // (positions, head_dim / 2) f32
     const u32* positions,  // (tokens)
     const u32* slots,      // (tokens): block * block_tokens + offset, or NO_SLOT
-    T* keys,               // [block][kv_head][block_tokens][head_dim]
-    T* values,             // [block][kv_head][block_tokens][head_dim]
+    const Cache<T>& cache,
     int tokens, int query_heads, int kv_heads, int head_dim, int block_tokens, float eps) {
     const int lane = threadIdx.x % WARP, half = head_dim / 2;
     const int heads = query_heads + 2 * kv_heads;
@@ -103,9 +140,9 @@ __device__ __forceinline__ void rope_kv(
         Head head(k + from, half, lane);
         if (k_norm != nullptr) head.normalise(k_norm, eps);
         head.rotate(cos + turn, sin + turn);
-        head.store(keys + row * head_dim);
+        head.store(cache.keys, cache.key_scales, row);
     } else {
-        Head(v + from, half, lane).store(values + row * head_dim);
+        Head(v + from, half, lane).store(cache.values, cache.value_scales, row);
     }
 }
 
@@ -113,11 +150,12 @@ __device__ __forceinline__ void rope_kv(
 #define ROPE_KV(KV)                                                                                            \
     extern "C" __global__ void __launch_bounds__(THREADS) rope_kv_##KV(                                        \
         float* q, const float* k, const float* v, const float* q_norm, const float* k_norm, const float* cos,  \
-        const float* sin, const u32* positions, const u32* slots, KV* keys, KV* values, int tokens,            \
+        const float* sin, const u32* positions, const u32* slots, Cache<KV> cache, int tokens,                 \
         int query_heads, int kv_heads, int head_dim, int block_tokens, float eps) {                            \
-        rope_kv<KV>(q, k, v, q_norm, k_norm, cos, sin, positions, slots, keys, values, tokens, query_heads,    \
-                    kv_heads, head_dim, block_tokens, eps);                                                    \
+        rope_kv<KV>(q, k, v, q_norm, k_norm, cos, sin, positions, slots, cache, tokens, query_heads, kv_heads, \
+                    head_dim, block_tokens, eps);                                                              \
     }
 
 ROPE_KV(f16)
 ROPE_KV(f32)
+ROPE_KV(int8)

@@ -83,43 +83,60 @@ pub fn attention(
     pool.run(
         parts,
         |(tasks, buffers): (Vec<Task<'_>>, &mut ThreadScratch)| {
-            let shape = cache.shape();
+            let call = Call {
+                shape: cache.shape(),
+                q,
+                layout,
+                scale,
+                tasks,
+                buffers,
+            };
             match (&cache.keys, &cache.values) {
-                (KvStore::F32(keys), KvStore::F32(values)) => {
-                    dispatch(
-                        isa,
-                        Run {
-                            shape,
-                            keys: &keys[..],
-                            values: &values[..],
-                            q,
-                            layout,
-                            scale,
-                            tasks,
-                            buffers,
-                        },
-                    );
-                }
-                (KvStore::F16(keys), KvStore::F16(values)) => {
-                    dispatch(
-                        isa,
-                        Run {
-                            shape,
-                            keys: &keys[..],
-                            values: &values[..],
-                            q,
-                            layout,
-                            scale,
-                            tasks,
-                            buffers,
-                        },
-                    );
-                }
+                (KvStore::F32(keys), KvStore::F32(values)) => call.run(isa, keys, values, None),
+                (KvStore::F16(keys), KvStore::F16(values)) => call.run(isa, keys, values, None),
+                (
+                    KvStore::Int8 {
+                        codes: keys,
+                        scales: key_scales,
+                    },
+                    KvStore::Int8 {
+                        codes: values,
+                        scales: value_scales,
+                    },
+                ) => call.run(isa, keys, values, Some((key_scales, value_scales))),
                 _ => unreachable!("keys and values are made with one dtype"),
             }
         },
     );
     Ok(())
+}
+
+/// What a thread does, whatever the cache holds.
+struct Call<'a, 'b> {
+    shape: &'a KvShape,
+    q: &'a [f32],
+    layout: HeadRows,
+    scale: f32,
+    tasks: Vec<Task<'b>>,
+    buffers: &'a mut ThreadScratch,
+}
+
+impl Call<'_, '_> {
+    fn run<E: Element>(
+        self,
+        isa: Available,
+        keys: &[E],
+        values: &[E],
+        scales: Option<(&[f32], &[f32])>,
+    ) {
+        let run = Run {
+            keys,
+            values,
+            scales,
+            call: self,
+        };
+        dispatch(isa, run);
+    }
 }
 
 /// One query head of one row.
@@ -238,15 +255,21 @@ impl Element for u16 {
     }
 }
 
+/// Codes of an int8 cache, not yet scaled.
+impl Element for i8 {
+    #[inline(always)]
+    fn widen<L: Lanes>(lanes: L, x: &[Self; LANES]) -> L::F {
+        lanes.widen_i8(x)
+    }
+}
+
 struct Run<'a, 'b, E> {
-    shape: &'a KvShape,
     keys: &'a [E],
     values: &'a [E],
-    q: &'a [f32],
-    layout: HeadRows,
-    scale: f32,
-    tasks: Vec<Task<'b>>,
-    buffers: &'a mut ThreadScratch,
+    /// Of every row of an int8 cache's keys and values. They multiply scores and weights, one number
+    /// a row, so that the loops over channels only convert integers.
+    scales: Option<(&'a [f32], &'a [f32])>,
+    call: Call<'a, 'b>,
 }
 
 impl<E: Element> Kernel for Run<'_, '_, E> {
@@ -254,7 +277,7 @@ impl<E: Element> Kernel for Run<'_, '_, E> {
 
     #[inline(always)]
     fn run<L: Lanes>(mut self, lanes: L) {
-        for mut task in std::mem::take(&mut self.tasks) {
+        for mut task in std::mem::take(&mut self.call.tasks) {
             match task.queries.len() {
                 1 => self.task::<L, 1>(lanes, &mut task),
                 2 => self.task::<L, 2>(lanes, &mut task),
@@ -273,14 +296,22 @@ impl<E: Element> Kernel for Run<'_, '_, E> {
 impl<E: Element> Run<'_, '_, E> {
     #[inline(always)]
     fn task<L: Lanes, const R: usize>(&mut self, lanes: L, task: &mut Task<'_>) {
-        let (head_dim, width) = (self.shape.head_dim, self.shape.value_width());
-        self.buffers.queries.reserve(head_dim * MOST_QUERIES);
-        self.buffers.mixed.reserve(width * MOST_QUERIES);
-        let queries = &mut self.buffers.queries.as_chunks_mut::<R>().0[..head_dim];
-        let mixed = &mut self.buffers.mixed.as_chunks_mut::<LANES>().0[..R * width / LANES];
+        let Call {
+            shape,
+            q,
+            layout,
+            scale,
+            ref mut buffers,
+            ..
+        } = self.call;
+        let (head_dim, width) = (shape.head_dim, shape.value_width());
+        buffers.queries.reserve(head_dim * MOST_QUERIES);
+        buffers.mixed.reserve(width * MOST_QUERIES);
+        let queries = &mut buffers.queries.as_chunks_mut::<R>().0[..head_dim];
+        let mixed = &mut buffers.mixed.as_chunks_mut::<LANES>().0[..R * width / LANES];
         mixed.fill([0.0; LANES]);
         for (r, query) in task.queries.iter().enumerate() {
-            let head = self.layout.head(self.q, query.row, query.head);
+            let head = layout.head(q, query.row, query.head);
             for (slot, &x) in queries.iter_mut().zip(head) {
                 slot[r] = x;
             }
@@ -290,13 +321,18 @@ impl<E: Element> Run<'_, '_, E> {
         let mut sum = [lanes.zero(); R];
         let context = task.context();
         for start in (0..context).step_by(KEY_TOKENS) {
-            let block = task.table[start / self.shape.block_tokens] as usize;
-            let token = start % self.shape.block_tokens;
+            let block = task.table[start / shape.block_tokens] as usize;
+            let token = start % shape.block_tokens;
             let tokens = KEY_TOKENS.min(context - start);
-            let keys = &self.keys[self.shape.key_tile(block, task.kv_head, token)..];
+            let keys = &self.keys[shape.key_tile(block, task.kv_head, token)..];
             let keys = &keys.as_chunks::<LANES>().0[..head_dim];
-            let values = &self.values[self.shape.value_row(block, task.kv_head, token)..];
+            let values = &self.values[shape.value_row(block, task.kv_head, token)..];
             let values = &values.as_chunks::<LANES>().0[..tokens * width / LANES];
+            let scales = self.scales.map(|(keys, values)| {
+                let row = shape.row(block, task.kv_head, token);
+                let of_tile = |scales: &[f32]| lanes.load(&scales[row..].as_chunks::<LANES>().0[0]);
+                (of_tile(keys), of_tile(values))
+            });
 
             let mut scores = [lanes.zero(); R];
             for (key, query) in keys.iter().zip(&*queries) {
@@ -310,11 +346,11 @@ impl<E: Element> Run<'_, '_, E> {
             let mut decay = [0.0; R];
             unroll!(r < R, {
                 let visible = task.queries[r].context.saturating_sub(start);
-                let score = mask(
-                    lanes,
-                    lanes.mul(scores[r], lanes.splat(self.scale)),
-                    visible,
-                );
+                let mut score = lanes.mul(scores[r], lanes.splat(scale));
+                if let Some((of_keys, _)) = scales {
+                    score = lanes.mul(score, of_keys);
+                }
+                let score = mask(lanes, score, visible);
                 let largest = lanes.largest(score);
                 let next = if largest > max[r] { largest } else { max[r] };
                 decay[r] = if next == max[r] {
@@ -325,6 +361,10 @@ impl<E: Element> Run<'_, '_, E> {
                 let weight = exp(lanes, lanes.sub(score, lanes.splat(next)));
                 sum[r] = lanes.mul_add(sum[r], lanes.splat(decay[r]), weight);
                 max[r] = next;
+                let weight = match scales {
+                    Some((_, of_values)) => lanes.mul(weight, of_values),
+                    None => weight,
+                };
                 lanes.store(weight, &mut weights[r]);
             });
             for d in 0..width / LANES {

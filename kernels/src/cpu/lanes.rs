@@ -51,6 +51,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Widens 16 bf16 given as bits, exactly.
     fn widen_bf16(self, x: &[u16; LANES]) -> Self::F;
     /// Converts 16 integers.
+    fn widen_i8(self, x: &[i8; LANES]) -> Self::F;
+    /// Converts 16 integers.
     fn widen_u16(self, x: &[u16; LANES]) -> Self::F;
     /// `code - 2` of 8 rows of a unit.
     fn unpack2(self, unit: &[u16; 16]) -> [Self::F; 8];

@@ -210,6 +210,16 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn widen_i8(self, x: &[i8; LANES]) -> Self::F {
+        simd! {
+            let codes = _mm_loadu_si128(x.as_ptr().cast());
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(codes))),
+            ]
+        }
+    }
+    #[inline(always)]
     fn widen_u16(self, x: &[u16; LANES]) -> Self::F {
         let [low, high] = self.halves(x);
         simd! { [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)] }

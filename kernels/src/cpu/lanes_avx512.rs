@@ -162,6 +162,12 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    fn widen_i8(self, x: &[i8; LANES]) -> Self::F {
+        simd! {
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+        }
+    }
+    #[inline(always)]
     fn widen_u16(self, x: &[u16; LANES]) -> Self::F {
         simd! {
             _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())))

@@ -100,6 +100,10 @@ impl Lanes for Portable {
         each(|i| f32::from_bits(u32::from(x[i]) << 16))
     }
     #[inline(always)]
+    fn widen_i8(self, x: &[i8; LANES]) -> Self::F {
+        each(|i| f32::from(x[i]))
+    }
+    #[inline(always)]
     fn widen_u16(self, x: &[u16; LANES]) -> Self::F {
         each(|i| f32::from(x[i]))
     }

@@ -5,12 +5,24 @@ use crate::error::KernelError;
 use crate::kv::{KvDtype, KvShape};
 use crate::select::AttentionPath;
 
-/// One layer's keys and values, \[block\]\[kv_head\]\[block_tokens\]\[head_dim\].
+/// One layer's keys and values, \[block\]\[kv_head\]\[block_tokens\]\[head_dim\], and, of an int8
+/// cache, their scales, \[block\]\[kv_head\]\[block_tokens\].
 pub struct KvPages {
     /// Sizes and type.
     pub shape: KvShape,
     keys: Memory<u8>,
     values: Memory<u8>,
+    scales: Option<[Memory<f32>; 2]>,
+}
+
+/// `struct Cache` of `attention/batch.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Cache {
+    keys: u64,
+    values: u64,
+    key_scales: u64,
+    value_scales: u64,
 }
 
 /// What attention reads of a step; the same for all layers.
@@ -113,23 +125,46 @@ impl KvPages {
     /// # Errors
     /// The card's.
     pub fn new(device: &Device, shape: KvShape) -> Result<Self, CudaError> {
-        let elements = shape.blocks * shape.block_tokens * shape.kv_heads * shape.head_dim;
-        let bytes = elements * shape.dtype.bytes();
+        let bytes = shape.rows() * shape.head_dim * shape.dtype.bytes();
+        let what = "the KV cache";
+        let scales = match shape.dtype.scales(shape.rows()) {
+            0 => None,
+            rows => Some([device.zeros(rows, what)?, device.zeros(rows, what)?]),
+        };
         Ok(Self {
             shape,
-            keys: device.zeros(bytes, "the KV cache")?,
-            values: device.zeros(bytes, "the KV cache")?,
+            keys: device.zeros(bytes, what)?,
+            values: device.zeros(bytes, what)?,
+            scales,
         })
+    }
+
+    fn cache(&self) -> Cache {
+        let scales = |of: usize| self.scales.as_ref().map_or(0, |both| both[of].address());
+        Cache {
+            keys: self.keys.address(),
+            values: self.values.address(),
+            key_scales: scales(0),
+            value_scales: scales(1),
+        }
     }
 
     /// A cache full of random numbers, for measurements.
     pub(super) fn random(device: &Device, shape: KvShape, seed: u32) -> Result<Self, CudaError> {
-        let elements = shape.blocks * shape.block_tokens * shape.kv_heads * shape.head_dim;
-        let halves = elements * shape.dtype.bytes() / 2;
+        let halves = shape.rows() * shape.head_dim * shape.dtype.bytes() / 2;
+        let scales = match shape.dtype.scales(shape.rows()) {
+            0 => None,
+            rows => {
+                let scales = vec![1.0 / 127.0; rows];
+                let upload = || device.upload(&scales, "the KV cache");
+                Some([upload()?, upload()?])
+            }
+        };
         Ok(Self {
             shape,
             keys: random_halves(device, halves, 2 * seed)?,
             values: random_halves(device, halves, 2 * seed + 1)?,
+            scales,
         })
     }
 }
@@ -259,8 +294,7 @@ pub fn rope_kv(
         query.address(), key.address(), value.address(),
         norm(|norms| norms.query.address()), norm(|norms| norms.key.address()),
         cos.address(), sin.address(), batch.positions.address(), batch.slots.address(),
-        cache.keys.address(), cache.values.address(), tokens as i32, layer.query_heads as i32,
-        kv_heads as i32, head_dim as i32, block_tokens as i32, norms.map_or(0.0, |norms| norms.eps))
+        cache.cache(), tokens as i32, layer.query_heads as i32, kv_heads as i32, head_dim as i32, block_tokens as i32, norms.map_or(0.0, |norms| norms.eps))
 }
 
 /// Softmax attention of every token over its own sequence up to itself.
@@ -305,7 +339,7 @@ pub fn attention(
         scale: 1.0 / (head_dim as f32).sqrt(),
     };
     let (query, out, guard) = (query.address(), out.address(), guard.address());
-    let (keys, values) = (cache.keys.address(), cache.values.address());
+    let pages = cache.cache();
     match path {
         AttentionPath::Eager => {
             let kernel = format!("attention_eager_{}", cache.shape.dtype);
@@ -313,7 +347,7 @@ pub fn attention(
             for first in (0..batch.tokens).step_by(at_once) {
                 let tokens = at_once.min(batch.tokens - first);
                 launch!(device, &kernel, [layer.query_heads as u32, tokens as u32, 1], [256, 1, 1], 0;
-                    query, keys, values, device_batch, head_dim as i32, first as i32,
+                    query, pages, device_batch, head_dim as i32, first as i32,
                     scratch.scores.address(), batch.max_context as i32, out, guard, check)?;
             }
             Ok(())
@@ -322,6 +356,7 @@ pub fn attention(
             let groups: &[usize] = match cache.shape.dtype {
                 KvDtype::F16 => &[1, 2, 4, 5, 6, 7, 8],
                 KvDtype::F32 => &[2, 4, 8],
+                KvDtype::Int8 => &[2, 5, 8],
             };
             let group = groups.iter().find(|group| **group >= layer.largest_group);
             let group = group.copied().unwrap_or(MOST_GROUP);
@@ -339,7 +374,7 @@ pub fn attention(
                 batch.tokens as u32,
             ];
             launch!(device, &kernel, grid, [128, 1, 1], 0;
-                query, keys, values, device_batch, slices as i32, scratch.partial.address(),
+                query, pages, device_batch, slices as i32, scratch.partial.address(),
                 scratch.stats.address(), scratch.arrivals.address(), out, guard, check)?;
             Ok(())
         }
@@ -347,7 +382,7 @@ pub fn attention(
             let kernel = format!("{path}_{}_{head_dim}", cache.shape.dtype);
             let grid = [scratch.tile_count as u32, kv_heads as u32, 1];
             launch!(device, &kernel, grid, [128, 1, 1], 0;
-                query, keys, values, device_batch, scratch.tiles.address(), out, guard, check)?;
+                query, pages, device_batch, scratch.tiles.address(), out, guard, check)?;
             Ok(())
         }
         other => Err(KernelError::PathRefused {

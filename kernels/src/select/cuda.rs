@@ -190,9 +190,9 @@ pub(super) fn attention(arch: Arch, task: AttentionTask) -> Choice<AttentionPath
             AttentionPath::DecodeSplit,
             "splits the sequence over the card and reads every KV head once",
         ),
-        (Phase::Prefill, Precision::Fast) if arch.has_int8_mma() && task.kv == KvDtype::F16 => (
+        (Phase::Prefill, Precision::Fast) if arch.has_int8_mma() && task.kv != KvDtype::F32 => (
             AttentionPath::PrefillMma,
-            "fused, on tensor cores: m16n8k8 starts at 7.5, and the cache is f16",
+            "fused, on tensor cores: m16n8k8 starts at 7.5, and f16 holds what the cache does",
         ),
         (Phase::Prefill, _) => (
             AttentionPath::PrefillTile,
@@ -225,8 +225,8 @@ pub(super) fn forced_attention(
         ))
     } else if mma && !arch.has_int8_mma() {
         Some(format!("its tensor cores start at sm_75, this is {arch}"))
-    } else if mma && task.kv != KvDtype::F16 {
-        Some("it reads an f16 cache (kv_dtype)".into())
+    } else if mma && task.kv == KvDtype::F32 {
+        Some("it reads an f16 or int8 cache, and kv_dtype is f32".into())
     } else if mma && task.precision == Precision::Exact {
         Some("it rounds queries and keys to fp16 and precision is exact".into())
     } else {
@@ -305,30 +305,32 @@ mod tests {
                 false => "dense_gemv dense_gemv dense_gemv dense_gemv dense_gemm",
             };
             assert_eq!(paths(dense, Precision::Fast), plain, "{card}");
-            let attention = |phase, head_dim, precision| {
-                let task = AttentionTask {
-                    phase,
-                    head_dim,
-                    kv: KvDtype::F16,
-                    precision,
+            for kv in KvDtype::ALL {
+                let attention = |phase, head_dim, precision| {
+                    let task = AttentionTask {
+                        phase,
+                        head_dim,
+                        kv,
+                        precision,
+                    };
+                    select_attention(device, task, None).unwrap().path
                 };
-                select_attention(device, task, None).unwrap().path
-            };
-            for head_dim in [64, 128, 256] {
-                let decode = attention(Phase::Decode, head_dim, Precision::Fast);
-                assert_eq!(decode, AttentionPath::DecodeSplit);
-                let exact = attention(Phase::Prefill, head_dim, Precision::Exact);
-                assert_eq!(exact, AttentionPath::PrefillTile);
-                let fast = match arch.has_int8_mma() {
-                    true => AttentionPath::PrefillMma,
-                    false => AttentionPath::PrefillTile,
-                };
-                assert_eq!(attention(Phase::Prefill, head_dim, Precision::Fast), fast);
+                for head_dim in [64, 128, 256] {
+                    let decode = attention(Phase::Decode, head_dim, Precision::Fast);
+                    assert_eq!(decode, AttentionPath::DecodeSplit);
+                    let exact = attention(Phase::Prefill, head_dim, Precision::Exact);
+                    assert_eq!(exact, AttentionPath::PrefillTile);
+                    let fast = match (arch.has_int8_mma(), kv) {
+                        (true, KvDtype::F16 | KvDtype::Int8) => AttentionPath::PrefillMma,
+                        _ => AttentionPath::PrefillTile,
+                    };
+                    assert_eq!(attention(Phase::Prefill, head_dim, Precision::Fast), fast);
+                }
+                assert_eq!(
+                    attention(Phase::Decode, 80, Precision::Fast),
+                    AttentionPath::Eager
+                );
             }
-            assert_eq!(
-                attention(Phase::Decode, 80, Precision::Fast),
-                AttentionPath::Eager
-            );
         }
     }
 
@@ -415,6 +417,14 @@ mod tests {
         assert_eq!(choice.path, AttentionPath::DecodeSplit);
         let refused = select_attention(device, task, Some(AttentionPath::PrefillMma));
         assert!(refused.unwrap_err().to_string().contains("start at sm_75"));
+        let turing = DeviceFacts::Cuda { arch: Arch::Sm75 };
+        let wide = AttentionTask {
+            phase: Phase::Prefill,
+            kv: KvDtype::F32,
+            ..task
+        };
+        let refused = select_attention(turing, wide, Some(AttentionPath::PrefillMma));
+        assert!(refused.unwrap_err().to_string().contains("kv_dtype is f32"));
         let small = AttentionTask {
             head_dim: 80,
             ..task

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::axis::{AxisKind, CostedModule, CutAxis, Grain, alike};
 use super::memory::{
-    LocalWidths, adds_bias, buffer_sizes, embedding_bytes, kv_block_bytes, kv_dtype_bytes,
+    LocalWidths, adds_bias, buffer_sizes, embedding_bytes, kv_block_bytes, kv_row_bytes,
     least_blocks, linear_bytes, norm_bytes, scratch_bytes, wanted_blocks,
 };
 use super::recordings::recorded_bytes;
@@ -184,9 +184,8 @@ impl<'a> Problem<'a> {
                 let block = kv_block_bytes(self.settings, held.kv.len(), heads.head_dim);
                 cost.kv_block = block.saturating_mul(axis.layers.len() as u64);
                 let context = self.settings.max_context_tokens.min(DECODE_CONTEXT_TOKENS);
-                let per_token = 2
-                    * kv_dtype_bytes(self.settings.kv_dtype)
-                    * (held.kv.len() * heads.head_dim) as u64;
+                let per_token =
+                    2 * kv_row_bytes(self.settings.kv_dtype, heads.head_dim) * held.kv.len() as u64;
                 let read = layers * context as f64 * per_token as f64;
                 cost.decode_seconds += read / worker.read_bytes_per_second;
                 cost.decode_seconds += layers * ATTENTION_OPS * worker.op_latency_seconds;

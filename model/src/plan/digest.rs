@@ -118,6 +118,7 @@ impl Writer {
         self.integer(match kv_dtype {
             KvDType::F32 => 0,
             KvDType::F16 => 1,
+            KvDType::Int8 => 2,
         });
         self.integer(match precision {
             Precision::Exact => 0,

@@ -109,12 +109,20 @@ fn remedies(problem: &Problem<'_>) -> Vec<String> {
             "it fits with the planner's own split instead of the forced one".to_owned()
         });
     }
-    if settings.kv_dtype == KvDType::F32 {
+    let narrower: &[KvDType] = match settings.kv_dtype {
+        KvDType::F32 => &[KvDType::F16, KvDType::Int8],
+        KvDType::F16 => &[KvDType::Int8],
+        KvDType::Int8 => &[],
+    };
+    for &kv_dtype in narrower {
         let changed = PlanSettings {
-            kv_dtype: KvDType::F16,
+            kv_dtype,
             ..settings.clone()
         };
-        with(&changed, &|| "it fits with kv_dtype = f16".to_owned());
+        if fits(problem, &changed, problem.workers) {
+            found.push(format!("it fits with kv_dtype = {}", kv_dtype.name()));
+            break;
+        }
     }
     if settings.memory_reserve_bytes > 0 {
         let reserve = |mib: u64| PlanSettings {

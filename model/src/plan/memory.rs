@@ -186,23 +186,23 @@ pub fn dtype_bytes(dtype: DType) -> u64 {
     }
 }
 
-/// Bytes of a KV cache element.
-pub fn kv_dtype_bytes(dtype: KvDType) -> u64 {
-    match dtype {
-        KvDType::F32 => 4,
-        KvDType::F16 => 2,
-    }
+/// Bytes of one head of a token's key, or of its value, with the scale that an int8 cache keeps of it.
+pub fn kv_row_bytes(dtype: KvDType, head_dim: usize) -> u64 {
+    let (element, scale) = match dtype {
+        KvDType::F32 => (4, 0),
+        KvDType::F16 => (2, 0),
+        KvDType::Int8 => (1, 4),
+    };
+    product(&[head_dim as u64, element]).saturating_add(scale)
 }
 
 /// Bytes of keys and values of one KV block of one layer.
 pub fn kv_block_bytes(settings: &PlanSettings, kv_heads_local: usize, head_dim: usize) -> u64 {
-    let size = kv_dtype_bytes(settings.kv_dtype);
     product(&[
         2,
         settings.block_tokens as u64,
         kv_heads_local as u64,
-        head_dim as u64,
-        size,
+        kv_row_bytes(settings.kv_dtype, head_dim),
     ])
 }
 

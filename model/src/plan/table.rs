@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::shape::channels;
-use super::{KvDType, ModelShape, ShardPlan};
+use super::{ModelShape, ShardPlan};
 
 /// Characters of a device's name that are shown.
 const DEVICE_WIDTH: usize = 22;
@@ -99,10 +99,7 @@ fn summary(text: &mut String, plan: &ShardPlan, shape: &ModelShape) {
         .kv_blocks
         .saturating_sub(1)
         .saturating_mul(settings.block_tokens);
-    let kv = match settings.kv_dtype {
-        KvDType::F32 => "f32",
-        KvDType::F16 => "f16",
-    };
+    let kv = settings.kv_dtype.name();
     line(
         text,
         format_args!(

@@ -251,6 +251,7 @@ impl Backend for CpuBackend {
             dtype: match dtype {
                 KvDType::F32 => KvDtype::F32,
                 KvDType::F16 => KvDtype::F16,
+                KvDType::Int8 => KvDtype::Int8,
             },
         })
     }

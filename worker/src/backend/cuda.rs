@@ -10,8 +10,8 @@ use secondwind_kernels::{
     KernelError,
     cuda::{
         self, Activations, Attention, AttentionLimits, AttentionScratch, DenseStaging,
-        DenseWeights, Device, Graph, Guard, Inbox, KvPages, Linear, LinearCall, Memory, QuantStaging,
-        Recording, SampleScratch, Table, Weights,
+        DenseWeights, Device, Graph, Guard, Inbox, KvPages, Linear, LinearCall, Memory,
+        QuantStaging, Recording, SampleScratch, Table, Weights,
     },
     kv::{KvDtype, KvShape},
     select::{
@@ -223,6 +223,7 @@ fn kernel_kv(dtype: KvDType) -> KvDtype {
     match dtype {
         KvDType::F32 => KvDtype::F32,
         KvDType::F16 => KvDtype::F16,
+        KvDType::Int8 => KvDtype::Int8,
     }
 }
 

@@ -32,8 +32,8 @@ pub struct AttentionCall {
 impl AttentionCall {
     /// Bytes of the keys and values that the call reads at least.
     pub fn kv_bytes(&self) -> u64 {
-        let width = self.kv_heads * self.head_dim * self.kv.bytes();
-        (2 * self.sequences * self.context * width) as u64
+        let rows = self.sequences * self.context * self.kv_heads;
+        2 * self.kv.row_bytes(rows, self.head_dim) as u64
     }
 
     /// Multiply-adds of scores and weighted values.

@@ -31,6 +31,7 @@ fn digest_depends_on_everything() {
         changed(&|plan| plan.vocab[0].end += 16),
         changed(&|plan| plan.layer_ranges[1].end -= 1),
         changed(&|plan| plan.settings.kv_dtype = KvDType::F32),
+        changed(&|plan| plan.settings.kv_dtype = KvDType::Int8),
         changed(&|plan| plan.settings.precision = Precision::Fast),
         changed(&|plan| plan.settings.max_logit_rows += 1),
         changed(&|plan| plan.settings.forced_split = Some(vec![1.0, 1.0])),

@@ -119,6 +119,16 @@ fn kv_type_reserve_and_forced_split_are_remedies() {
             .any(|remedy| remedy == "it fits with kv_dtype = f16"),
         "{wide:?}"
     );
+    // An eighth short of what an f16 cache of the least size takes: int8 saves nearly a half.
+    let block = 24 * 2 * 16 * 2 * 64 * 2;
+    let least = block * (settings().max_context_tokens as u64 / 16 + 1);
+    let halves = remedies(&settings(), &[worker(needed - least / 8, 1e10)]);
+    assert!(
+        halves
+            .iter()
+            .any(|remedy| remedy == "it fits with kv_dtype = int8"),
+        "{halves:?}"
+    );
     let reserved = remedies(
         &PlanSettings {
             memory_reserve_bytes: 64 << 20,

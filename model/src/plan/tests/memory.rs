@@ -8,7 +8,8 @@ use super::shapes::{INT4, QWEN_0_5B, settings, shape, shape_of, worker};
 use crate::capabilities::Layout;
 use crate::modules::{DType, GptqFormat, LinearModule, WeightFormat};
 use crate::plan::{
-    LocalWidths, act_order, buffer_sizes, groups_of, kv_heads_of, linear_bytes, plan,
+    KvDType, LocalWidths, PlanSettings, act_order, buffer_sizes, groups_of, kv_heads_of,
+    linear_bytes, plan,
 };
 
 /// Every row of the range, put into its group's run.
@@ -155,6 +156,22 @@ fn half_billion_bytes_by_hand() {
         buffers,
         (512 * rows * 4 + 64 * 151_936 * 4 + 4096 * 32 * 2 * 4) as u64
     );
+}
+
+#[test]
+fn an_int8_cache_is_its_codes_and_a_scale_per_head_and_token() {
+    let shape = shape(QWEN_0_5B, INT4);
+    let of = |kv_dtype| {
+        let settings = PlanSettings {
+            kv_dtype,
+            ..settings()
+        };
+        let plan = plan(&shape, &settings, &[worker(1 << 34, 1e10)]).expect("fits");
+        plan.ranks[0].memory.kv_cache / plan.kv_blocks as u64
+    };
+    // 24 layers, keys and values, blocks of 16 tokens, 2 heads of 64 channels.
+    assert_eq!(of(KvDType::Int8), 24 * 2 * 16 * 2 * (64 + 4));
+    assert_eq!(of(KvDType::F16), 24 * 2 * 16 * 2 * 64 * 2);
 }
 
 #[test]
