@@ -24,7 +24,7 @@ fn main() {
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
     };
-    let checks: [(&str, Check); 10] = [
+    let checks: &[(&str, Check)] = &[
         ("embed and take_rows", ops::embed),
         ("rms_norm", ops::rms_norm),
         ("silu_mul", ops::silu),
@@ -47,7 +47,7 @@ fn main() {
     ] {
         // One device for the tests of an architecture: loading its PTX takes the driver seconds.
         let device: Arc<Mutex<Option<Arc<Device>>>> = Arc::default();
-        for (what, check) in checks {
+        for &(what, check) in checks {
             let name = format!("{}: {what}", arch.map_or("own code", Arch::name));
             let device = device.clone();
             let trial = Trial::test(name, move || run(&device, arch, check));
