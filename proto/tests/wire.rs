@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 use prost::Message;
-use secondwind_model::step::{
-    RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
+use secondwind_model::{
+    capabilities::{Capabilities, Recordings},
+    step::{RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs},
 };
 use secondwind_proto::{
     WireError, fuzz, step_from_wire, step_result_from_wire, step_result_to_wire, step_to_wire, v1,
@@ -141,4 +142,24 @@ fn what_is_missing_is_named() {
     assert_eq!(error.to_string(), "StepRow lacks input");
     let error = secondwind_model::plan::ShardPlan::try_from(v1::Plan::default()).unwrap_err();
     assert_eq!(error.to_string(), "Plan lacks settings");
+}
+
+#[test]
+fn recordings_survive_the_wire() {
+    let worker = Capabilities {
+        device: "card".into(),
+        usable_bytes: 1,
+        read_bytes_per_second: 2.0,
+        all_reduce_latency_seconds: 0.0,
+        op_latency_seconds: 3.0,
+        linears: Vec::new(),
+        recordings: Recordings {
+            sizes: vec![1, 4],
+            bytes_per_layer: 5,
+            bytes_per_sum: 6,
+            nccl_bytes: 7,
+        },
+    };
+    let wire = v1::Capabilities::decode(v1::Capabilities::from(&worker).encode_to_vec().as_slice());
+    assert_eq!(Capabilities::try_from(wire.unwrap()).unwrap(), worker);
 }
