@@ -1,5 +1,5 @@
-//! Which path a card takes. The rows at which paths change hands were measured; docs/gpu-report.md
-//! has the tables.
+//! Which path a card takes. The rows at which paths change hands were measured where nothing else is
+//! said; docs/gpu-report.md has the tables.
 
 use super::{AttentionPath, AttentionTask, Choice, LinearPath, LinearShape, Phase, Precision};
 use crate::cuda::Arch;
@@ -17,7 +17,7 @@ const F32_GEMV_ROWS_BESIDE_MMA: usize = 4;
 /// operation to unpack and one for each row in fp32, of which 3 fit into the time of its half byte;
 /// in half2 one to unpack and 5/8 a row, the way to fp32 sums after every 8 products included.
 const F32_GEMV_ROWS_BESIDE_HALF2: usize = 2;
-/// The same for `a8_dp4a_gemv`, which takes 8 rows at once.
+/// Rows up to which `a8_dp4a_gemv` wins, which takes 8 rows at once.
 const DP4A_GEMV_ROWS: usize = 16;
 /// The same for `dense_gemv`, against tensor cores and against fp32.
 const DENSE_GEMV_ROWS: (usize, usize) = (8, 48);
@@ -60,9 +60,11 @@ fn dense(
 }
 
 fn exact(arch: Arch, rows: usize) -> (LinearPath, &'static str) {
-    let (mma, gemv_rows) = match arch.has_f16_mma() {
-        true => (true, F32_GEMV_ROWS_BESIDE_MMA),
-        false => (false, F32_GEMV_ROWS),
+    let mma = arch.has_f16_mma();
+    let gemv_rows = if mma {
+        F32_GEMV_ROWS_BESIDE_MMA
+    } else {
+        F32_GEMV_ROWS
     };
     match rows {
         _ if rows <= gemv_rows => (
@@ -81,17 +83,14 @@ fn fast(arch: Arch, rows: usize) -> (LinearPath, &'static str) {
     if arch.has_int8_mma() {
         return (LinearPath::A8Mma, "integer tensor cores start at 7.5");
     }
-    if !arch.has_dp4a()
-        && arch.has_half2()
-        && rows > F32_GEMV_ROWS_BESIDE_HALF2
-        && rows <= F32_GEMV_ROWS
-    {
-        return (
-            LinearPath::A16Half2,
-            "half arithmetic at twice the fp32 rate; one pass over the weights serves 8 rows",
-        );
-    }
     if !arch.has_dp4a() {
+        let half2 = F32_GEMV_ROWS_BESIDE_HALF2 + 1..=F32_GEMV_ROWS;
+        if arch.has_half2() && half2.contains(&rows) {
+            return (
+                LinearPath::A16Half2,
+                "half arithmetic at twice the fp32 rate; one pass over the weights serves 8 rows",
+            );
+        }
         let (path, _) = exact(arch, rows);
         return (
             path,
