@@ -5,6 +5,7 @@
 use std::{env, fmt::Write, fs, path::PathBuf, process::Command, sync::OnceLock};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use rayon::prelude::*;
 use secondwind_kernels::cuda::{Arch, Form, Nvrtc, Pack, Usage};
 
 /// The compiler whose figures the table has.
@@ -165,21 +166,26 @@ fn no_half_arithmetic() -> Result<(), Failed> {
 fn ptx_assembles() -> Result<(), Failed> {
     let ptxas = env::var_os("PTXAS").ok_or("no ptxas")?;
     let folder = tempfile::tempdir()?;
-    let path = folder.path().join("unit.ptx");
-    for arch in Arch::ALL {
-        for (unit, code) in compiled().pack.codes(arch, Form::Ptx) {
-            fs::write(&path, &code.bytes)?;
-            // Without optimisation: whether it assembles does not depend on it.
-            let output = Command::new(&ptxas)
-                .args(["-O0", "-arch", arch.name(), "-o", "/dev/null"])
-                .arg(&path)
-                .output()?;
-            if !output.status.success() {
-                let words = String::from_utf8_lossy(&output.stderr);
-                let first = words.lines().next().unwrap_or_default();
-                return Err(format!("{arch} {unit}: {first}").into());
-            }
+    let assembles = |(arch, unit, bytes): (Arch, &str, &[u8])| -> Result<(), Failed> {
+        let name = format!("{}-{arch}.ptx", unit.replace('/', "-"));
+        let path = folder.path().join(name);
+        fs::write(&path, bytes)?;
+        // Without optimisation: whether it assembles does not depend on it.
+        let output = Command::new(&ptxas)
+            .args(["-O0", "-arch", arch.name(), "-o", "/dev/null"])
+            .arg(&path)
+            .output()?;
+        if output.status.success() {
+            return Ok(());
         }
-    }
-    Ok(())
+        let words = String::from_utf8_lossy(&output.stderr);
+        let first = words.lines().next().unwrap_or_default();
+        Err(format!("{arch} {unit}: {first}").into())
+    };
+    let codes = |arch| {
+        let codes = compiled().pack.codes(arch, Form::Ptx);
+        codes.map(move |(unit, code)| (arch, unit, code.bytes.as_slice()))
+    };
+    let all: Vec<_> = Arch::ALL.into_iter().flat_map(codes).collect();
+    all.into_par_iter().try_for_each(assembles)
 }

@@ -335,7 +335,7 @@ pub trait Backend {
         Ok(())
     }
 
-    /// Drops all recordings: the collective that they sum with is gone.
+    /// Drops all recordings and what else sums over the epoch's links: these are about to end.
     fn forget_recordings(&mut self) {}
 
     /// Times the parts of a step from here on; nothing is replayed until that ends.

@@ -142,11 +142,13 @@ pub fn run<B: Backend>(
     let mut running: Option<Running> = None;
     while let Ok(order) = orders.recv() {
         match order {
-            Order::Disband => running = None,
+            Order::Disband => end(&mut backend, &mut running),
             // Nobody waits for it any more; what is loaded may serve the next.
-            Order::Form(formation) if formation.cancelled.load(Ordering::Relaxed) => running = None,
+            Order::Form(formation) if formation.cancelled.load(Ordering::Relaxed) => {
+                end(&mut backend, &mut running);
+            }
             Order::Form(formation) => {
-                running = None;
+                end(&mut backend, &mut running);
                 let epoch = formation.epoch;
                 let cancelled = formation.cancelled.clone();
                 // Whoever comes next may count epochs anew: no word of this one may reach them.
@@ -191,15 +193,19 @@ pub fn run<B: Backend>(
                 }
                 if failed {
                     // Dropping the links tells the other ranks at once.
-                    running = None;
+                    end(&mut backend, &mut running);
                 }
             }
         }
-        if running.is_none() {
-            // They sum over links that are gone, and keep these from ending.
-            backend.forget_recordings();
-        }
     }
+    end(&mut backend, &mut running);
+}
+
+/// Ends this rank's part in its epoch. Recordings go first: they sum over its links, and keep these from
+/// ending.
+fn end<B: Backend>(backend: &mut B, running: &mut Option<Running>) {
+    backend.forget_recordings();
+    *running = None;
 }
 
 fn form<B: Backend>(

@@ -188,7 +188,8 @@ pub fn forward<B: Backend>(
 }
 
 /// Runs every size of decoding step that the device wants once, records it and replays it, so that nothing is left to be
-/// made or loaded when the first real step comes. All ranks do so in the same order.
+/// made or loaded when the first real step comes. All ranks do so in the same order; those of an epoch before are
+/// forgotten by then.
 ///
 /// # Errors
 /// Names layer and operation.
@@ -199,7 +200,6 @@ pub fn record<B: Backend>(
     max_tokens: usize,
     collective: &mut dyn Collective,
 ) -> Result<(), ExecError> {
-    backend.forget_recordings();
     if collective.world_size() > 1 && !collective.takes_device() {
         // A sum over the host cannot be recorded.
         return Ok(());

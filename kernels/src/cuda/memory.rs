@@ -12,10 +12,12 @@ use super::{
     device::{Device, driver_error},
 };
 
-/// Bytes of a [`Chunk`].
+/// Bytes of a [`Chunk`] that begins with something small.
 const CHUNK_BYTES: usize = 64 << 20;
-/// What is larger lies alone: it would leave too much of a chunk unused, and wastes little of a page.
+/// What is larger begins a chunk of its own, as large as it takes: it would leave too much of another unused.
 const MOST_SHARED_BYTES: usize = 16 << 20;
+/// What the driver hands out is a multiple of this.
+const PAGE_BYTES: usize = 2 << 20;
 /// Of every buffer's address, as the driver's own.
 const ALIGNMENT: usize = 256;
 
@@ -36,6 +38,7 @@ struct Allocation {
 /// needs to wait for work on a buffer that went away; it is freed with the last of them.
 pub(super) struct Chunk {
     allocation: Weak<Allocation>,
+    bytes: usize,
     used: usize,
 }
 
@@ -92,38 +95,40 @@ impl Device {
         Ok(memory)
     }
 
-    /// Room for `bytes`: in a chunk that has some left, or in memory of its own. The driver hands out
-    /// whole pages of 2 MiB, which would cost a model's many small tensors a twentieth of its size.
+    /// Room for `bytes`: in a chunk that has some left, or in a new one. The driver hands out whole pages,
+    /// which would cost a model's many small tensors a twentieth of its size; they fill up what large ones
+    /// leave of theirs.
     fn place(
         &self,
         bytes: usize,
         what: &'static str,
     ) -> Result<(sys::CUdeviceptr, Arc<Allocation>), CudaError> {
-        if bytes > MOST_SHARED_BYTES {
-            let own = self.allocate(bytes, what)?;
-            return Ok((own.address, own));
-        }
         // Between statements the list is as it should be, so a panic elsewhere does not spoil it.
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         chunks.retain(|chunk| chunk.allocation.strong_count() > 0);
-        for chunk in chunks.iter_mut() {
-            if chunk.used + bytes <= CHUNK_BYTES
-                && let Some(allocation) = chunk.allocation.upgrade()
-            {
+        let large = bytes > MOST_SHARED_BYTES;
+        let has_room = |chunk: &&mut Chunk| !large && chunk.used + bytes <= chunk.bytes;
+        for chunk in chunks.iter_mut().filter(has_room) {
+            if let Some(allocation) = chunk.allocation.upgrade() {
                 let address = allocation.address + chunk.used as u64;
                 chunk.used += bytes;
                 return Ok((address, allocation));
             }
         }
-        // A card that has no room for a chunk may have room for this.
-        let (allocation, used) = match self.allocate(CHUNK_BYTES, what) {
-            Ok(allocation) => (allocation, bytes),
-            Err(CudaError::OutOfMemory { .. }) => (self.allocate(bytes, what)?, CHUNK_BYTES),
+        let wanted = match large {
+            true => bytes.next_multiple_of(PAGE_BYTES),
+            false => CHUNK_BYTES,
+        };
+        let (allocation, held) = match self.allocate(wanted, what) {
+            Ok(allocation) => (allocation, wanted),
+            // A card that has no room for a chunk may have room for this.
+            Err(CudaError::OutOfMemory { .. }) => (self.allocate(bytes, what)?, bytes),
             Err(error) => return Err(error),
         };
         chunks.push(Chunk {
             allocation: Arc::downgrade(&allocation),
-            used,
+            bytes: held,
+            used: bytes,
         });
         Ok((allocation.address, allocation))
     }

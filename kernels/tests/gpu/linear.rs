@@ -130,6 +130,20 @@ pub fn rounded(x: &[f32], k: usize, group_of_row: &[u32]) -> Vec<f64> {
     out
 }
 
+/// The half next to `exact`, the even one of two: `f16::from_f64` drops bits before it rounds, which takes
+/// what lies just beside the middle for the middle.
+fn nearest_half(exact: f64) -> f16 {
+    let bits = f16::from_f64(exact).to_bits();
+    let around = [bits, bits.wrapping_sub(1), bits.wrapping_add(1)].map(f16::from_bits);
+    let distance = |half: &f16| (half.to_f64() - exact).abs();
+    let finite = around.into_iter().filter(|half| half.is_finite());
+    let nearest = finite.min_by(|a, b| {
+        let even = (a.to_bits() & 1).cmp(&(b.to_bits() & 1));
+        distance(a).total_cmp(&distance(b)).then(even)
+    });
+    nearest.unwrap_or(f16::from_bits(bits))
+}
+
 /// (value, sum of magnitudes) of every output in half arithmetic, rounding as the path does: a half
 /// sums what two blocks of 32 stored rows have for it, or one where scales are finer than 64 rows.
 pub fn in_halves(layer: &Layer, x: &[f32], rows: usize) -> Vec<(f64, f64)> {
@@ -164,7 +178,7 @@ pub fn in_halves(layer: &Layer, x: &[f32], rows: usize) -> Vec<(f64, f64)> {
                             for source in order.into_iter().filter_map(|at| unit[at]) {
                                 let exact = sums[half].to_f64()
                                     + halves[source].to_f64() * layer.codes[source * n + column];
-                                sums[half] = f16::from_f64(exact);
+                                sums[half] = nearest_half(exact);
                                 let group = layer.group_of_row[source] as usize;
                                 scale = layer.scales[group * n + column];
                             }
@@ -299,8 +313,8 @@ pub fn check_product(
                 halves = in_halves(layer, x, rows);
                 (&halves, 3e-6)
             }
-            // A value between two integers may round either way.
-            _ if path.takes_a8() => (&expected.rounded, 2e-4),
+            // A value between two integers may round either way: of 128 values one is up to 4e-4 of the sum.
+            _ if path.takes_a8() => (&expected.rounded, 5e-4),
             _ => (&expected.exact, 3e-6),
         };
         let actual = download(device, out, rows * layer.linear.n)?;

@@ -9,13 +9,19 @@ mod linear;
 mod one_shot;
 mod ops;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use common::Random;
 use libtest_mimic::{Arguments, Failed, Trial};
 use secondwind_kernels::cuda::{Arch, Device, Memory, PackSource, device_count};
 
+/// The check that [`CARD`] is for.
+const ALONE: &str = "sums over ranks";
+
 type Check = fn(&Device, &mut Random) -> Result<(), String>;
+
+/// Ranks that share a card wait for each other on it, so nothing else may wait for the card meanwhile.
+static CARD: RwLock<()> = RwLock::new(());
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -35,7 +41,7 @@ fn main() {
         ("rope_kv and attention", attention::paths),
         ("sampling", ops::sampling),
         ("guard", linear::guard),
-        ("sums over ranks", one_shot::sums),
+        (ALONE, one_shot::sums),
     ];
     let mut trials = Vec::new();
     for arch in [
@@ -50,7 +56,16 @@ fn main() {
         for &(what, check) in checks {
             let name = format!("{}: {what}", arch.map_or("own code", Arch::name));
             let device = device.clone();
-            let trial = Trial::test(name, move || run(&device, arch, check));
+            let trial = Trial::test(name, move || match what {
+                ALONE => {
+                    let _alone = CARD.write().unwrap_or_else(PoisonError::into_inner);
+                    run(&device, arch, check)
+                }
+                _ => {
+                    let _shared = CARD.read().unwrap_or_else(PoisonError::into_inner);
+                    run(&device, arch, check)
+                }
+            });
             trials.push(match &missing {
                 Some(why) => trial.with_ignored_flag(true).with_kind(why),
                 None => trial,
@@ -66,9 +81,7 @@ fn run(
     check: Check,
 ) -> Result<(), Failed> {
     let device = {
-        let mut held = device
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut held = device.lock().unwrap_or_else(PoisonError::into_inner);
         match &*held {
             Some(device) => device.clone(),
             None => {

@@ -29,13 +29,13 @@ const DRIVER_RESERVE_BYTES: u64 = 256 << 20;
 /// an H100, which is 3 KiB for each of its about ten launches.
 const LAYER_BYTES: u64 = (24 << 20) / (12 * 64);
 
-/// A recorded sum: there, over two cards, the same recordings took 688 MiB with the 129 sums over NCCL of every
-/// size, what NCCL takes with its first sums included.
-const SUM_BYTES: u64 = ((688 - 24) << 20) / (12 * 129);
+/// A recorded sum over NCCL: over two such cards the same recordings took 210 MiB, with 129 sums each of which
+/// 7 sizes went over NCCL, for the smaller ones take one launch.
+const SUM_BYTES: u64 = ((210 - 24) << 20) / (7 * 129);
 
-/// An NCCL communicator of cards of one host: its channels' buffers and its kernels. An estimate that
-/// `secondwind profile` can hold against a card.
-const NCCL_BYTES: u64 = 256 << 20;
+/// An NCCL communicator: its kernels and its channels' buffers. Two H100s over NVLink took 466 MiB with 4
+/// channels, 538 with 8 and 874 with all that NCCL opens there; cards on PCIe get 2 to 4.
+const NCCL_BYTES: u64 = 512 << 20;
 
 /// What a card keeps beside a model, with NCCL or without.
 pub fn cuda_recordings(nccl: bool) -> Recordings {

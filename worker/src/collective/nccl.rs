@@ -28,6 +28,10 @@ const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 const OLDEST: (i32, i32) = (2, 18);
 /// How often the watchdog looks at a communicator that has work.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long the end of a communicator is waited for.
+const MOST_CLOSING: Duration = Duration::from_secs(5);
+/// How long a call that NCCL works on is polled without sleeping.
+const AWAKE: Duration = Duration::from_millis(2);
 
 /// `1` keeps NCCL from moving data from card to card.
 const P2P_DISABLE: &str = "NCCL_P2P_DISABLE";
@@ -248,6 +252,7 @@ pub struct NcclCollective {
     host: Box<dyn Collective>,
     shared: Arc<Shared>,
     deadline: Duration,
+    watchdog: thread::JoinHandle<()>,
 }
 
 /// What the engine's thread and the watchdog share.
@@ -388,7 +393,7 @@ impl NcclCollective {
             return Err(failed(format!("connect: {why}")));
         }
         let watched = shared.clone();
-        thread::Builder::new()
+        let watchdog = thread::Builder::new()
             .name("nccl watchdog".into())
             .spawn(move || watched.watch())
             .map_err(|error| failed(error.to_string()))?;
@@ -396,6 +401,7 @@ impl NcclCollective {
             host,
             shared,
             deadline,
+            watchdog,
         })
     }
 }
@@ -442,8 +448,10 @@ fn offer(nccl: &Nccl, versions: &[Vec<u8>]) -> Vec<u8> {
     }
 }
 
-/// Waits until NCCL has done what was asked of it without blocking.
+/// Waits until NCCL has done what was asked of it without blocking. A sum is on the stream within
+/// microseconds, and a step has two in every layer, so it is not slept for at first; connecting takes long.
 fn wait_while_in_progress(shared: &Shared, due: Instant) -> Result<(), String> {
+    let start = Instant::now();
     loop {
         let code = shared.async_error(&shared.lock());
         match code {
@@ -454,6 +462,7 @@ fn wait_while_in_progress(shared: &Shared, due: Instant) -> Result<(), String> {
             IN_PROGRESS if Instant::now() > due => {
                 return Err("the other ranks did not come in time".into());
             }
+            IN_PROGRESS if start.elapsed() < AWAKE => thread::yield_now(),
             IN_PROGRESS => thread::sleep(Duration::from_millis(1)),
             code => return Err(shared.nccl.error("connect", code).to_string()),
         }
@@ -547,10 +556,14 @@ impl Collective for NcclCollective {
 
 impl Drop for NcclCollective {
     fn drop(&mut self) {
-        // The watchdog aborts, for destroying waits for peers that may be gone; and nobody waits for
-        // the watchdog, for NCCL may wait for recordings that are dropped after this.
+        // The watchdog aborts, for destroying waits for peers that may be gone. It is waited for, since a
+        // process must not end while NCCL works, but not for ever: a card that hangs hangs NCCL, too.
         self.shared.lock().closing = true;
         self.shared.wake.notify_all();
+        let start = Instant::now();
+        while !self.watchdog.is_finished() && start.elapsed() < MOST_CLOSING {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
