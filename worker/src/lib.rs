@@ -12,7 +12,7 @@
 //! 7. [`collective`]: sums and gathers between ranks.
 //! 8. [`sampler`]: logits to tokens.
 //!
-//! [`timeline`] names the parts of a step for those who time it, which [`bench`] does.
+//! [`timeline`] names the parts of a step for those who time it, which [`mod@bench`] does.
 //!
 //! Invariants: steps of an epoch are executed in order and without gaps; after load no step allocates
 //! on the device; a value that is not finite ends the step and never becomes a token.
