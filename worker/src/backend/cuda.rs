@@ -3,22 +3,18 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
 };
 
 use secondwind_kernels::{
     KernelError,
     cuda::{
         self, Activations, Attention, AttentionLimits, AttentionScratch, DenseStaging,
-        DenseWeights, Device, Graph, Guard, Inbox, KvPages, Linear, LinearCall, Memory,
-        QuantStaging, Recording, SampleScratch, Table, Weights,
+        DenseWeights, Device, Graph, Guard, KvPages, Linear, LinearCall, Memory, QuantStaging,
+        Recording, SampleScratch, Table, Weights,
     },
     kv::{KvDtype, KvShape},
-    select::{
-        AttentionPath, AttentionTask, Choice, DeviceFacts, LinearPath, Phase, Precision,
-        select_attention, select_linear,
-    },
-    weights::{Dtype, QuantSpec, WeightFormat},
+    select::{AttentionPath, LinearPath, Phase, Precision},
+    weights::{Dtype, QuantSpec},
 };
 use secondwind_model::plan::KvDType;
 
@@ -28,26 +24,24 @@ use super::{
 };
 use crate::{
     batch::Batch,
-    collective::{
-        Collective, CollectiveBuffer, CollectiveError, DeviceSpan,
-        nccl::{self, Nccl, NcclCollective},
-    },
+    collective::{Collective, CollectiveError, nccl::Nccl},
     timeline::{Mark, Span},
 };
 
 mod one_shot;
+mod paths;
+mod random;
 mod step;
+mod sums;
 mod timeline;
 
-use one_shot::{Found, SmallSums};
+use paths::Paths;
 use step::{StepArrays, StepMemory};
+use sums::Sums;
 use timeline::Timeline;
 
 /// Most tokens of a row for which a step still counts as decoding: each reads the whole cache.
 const DECODE_TOKENS: usize = 4;
-
-/// How long ranks wait for each other when they connect, and for a sum.
-const NCCL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Tokens of recorded decoding steps; others are padded to the next. Few rows cost what their kernels'
 /// next size costs. Steps past the last keep the card busy for longer than launching takes.
@@ -56,16 +50,8 @@ pub(crate) const RECORDING_SIZES: [usize; 12] = [1, 2, 4, 8, 12, 16, 24, 32, 40,
 /// One card.
 pub struct CudaBackend {
     device: Device,
-    facts: DeviceFacts,
-    precision: Precision,
-    linear_path: Option<LinearPath>,
-    attention_path: Option<AttentionPath>,
-    nccl: Option<Arc<Nccl>>,
-    /// Made when ranks first meet, kept for those that come after.
-    inbox: Option<Inbox>,
-    small_sums: Option<SmallSums>,
-    /// Which sums go where, and why.
-    sums_choice: Option<String>,
+    paths: Paths,
+    sums: Sums,
     guard: Guard,
     /// Widest of the loaded linears.
     superblocks: usize,
@@ -90,29 +76,12 @@ impl CudaBackend {
         attention_path: Option<AttentionPath>,
         nccl: Option<Arc<Nccl>>,
     ) -> Result<Self, KernelError> {
-        let facts = DeviceFacts::Cuda {
-            arch: device.arch(),
-        };
-        for phase in [Phase::Decode, Phase::Prefill] {
-            let task = AttentionTask {
-                phase,
-                head_dim: 128,
-                kv: KvDtype::F16,
-                precision: Precision::Fast,
-            };
-            select_attention(facts, task, attention_path)?;
-        }
+        let paths = Paths::new(device.arch(), linear_path, attention_path)?;
         let guard = Guard::new(&device)?;
         Ok(Self {
             device,
-            facts,
-            precision: Precision::Exact,
-            linear_path,
-            attention_path,
-            nccl,
-            inbox: None,
-            small_sums: None,
-            sums_choice: None,
+            paths,
+            sums: Sums::new(nccl),
             guard,
             superblocks: 0,
             kv_heads: HashMap::new(),
@@ -124,43 +93,8 @@ impl CudaBackend {
         })
     }
 
-    fn path(&self, linear: &Linear, rows: usize) -> Result<Choice<LinearPath>, KernelError> {
-        select_linear(
-            self.facts,
-            linear.shape(rows),
-            self.precision,
-            self.linear_path,
-        )
-    }
-
-    fn attention_path(
-        &self,
-        phase: Phase,
-        head_dim: usize,
-        kv: KvDtype,
-    ) -> Result<Choice<AttentionPath>, KernelError> {
-        let task = AttentionTask {
-            phase,
-            head_dim,
-            kv,
-            precision: self.precision,
-        };
-        select_attention(self.facts, task, self.attention_path)
-    }
-
     fn step(&self) -> Result<&StepMemory, KernelError> {
         self.step.as_ref().ok_or_else(unprepared)
-    }
-
-    /// True if every one of `readers` wants `rows` rows as 8-bit integers in their own order.
-    fn want_a8(&self, readers: &[&Linear], rows: usize) -> Result<bool, KernelError> {
-        for reader in readers {
-            let path = self.path(reader, rows)?.path;
-            if !(reader.is_plain() && path.takes_a8()) {
-                return Ok(false);
-            }
-        }
-        Ok(!readers.is_empty())
     }
 
     fn layer(&self, shape: &AttentionShape<'_>) -> Result<Attention<'_>, KernelError> {
@@ -188,34 +122,6 @@ impl CudaBackend {
     /// The card.
     pub fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// A linear of random weights, for measurements: no file and no layout in between.
-    ///
-    /// # Errors
-    /// The card's.
-    pub fn random_linear(
-        &mut self,
-        format: WeightFormat,
-        extent: (usize, usize),
-        group: usize,
-        seed: u32,
-    ) -> Result<Linear, KernelError> {
-        let linear = cuda::bench::random_linear(&self.device, format, extent, group, seed)?;
-        if let Weights::Quantised(weights) = &linear.weights {
-            self.superblocks = self.superblocks.max(weights.superblocks);
-        }
-        Ok(linear)
-    }
-
-    /// An embedding of random rows.
-    ///
-    /// # Errors
-    /// The card's.
-    pub fn random_embedding(&mut self, rows: usize, width: usize) -> Result<Table, KernelError> {
-        let format = WeightFormat::Dense(Dtype::F16);
-        let linear = self.random_linear(format, (width, rows), width, 1)?;
-        self.tied_embedding(&linear)
     }
 }
 
@@ -260,35 +166,19 @@ impl Backend for CudaBackend {
     type KvCache = KvPages;
 
     fn linear_choices(&self, linear: &Linear) -> Vec<String> {
-        let line = |rows| {
-            let choice = self.path(linear, rows).ok()?;
-            let format = linear.format();
-            Some(format!(
-                "{format}, {rows} rows: {} ({})",
-                choice.path, choice.reason
-            ))
-        };
-        [1, 8, 64, 512].into_iter().filter_map(line).collect()
+        self.paths.linear_lines(linear)
     }
 
     fn linear_use(&self, linear: &Linear, rows: usize) -> Result<LinearUse, KernelError> {
         Ok(LinearUse {
-            path: self.path(linear, rows)?.path,
+            path: self.paths.linear(linear, rows)?.path,
             rows,
             read_bytes: linear.read_bytes(),
         })
     }
 
     fn attention_choice(&self, head_dim: usize, kv: KvDType) -> String {
-        let choice = |phase| match self.attention_path(phase, head_dim, kernel_kv(kv)) {
-            Ok(choice) => format!("{} ({})", choice.path, choice.reason),
-            Err(error) => error.to_string(),
-        };
-        format!(
-            "attention: decode {}; prefill {}",
-            choice(Phase::Decode),
-            choice(Phase::Prefill)
-        )
+        self.paths.attention_line(head_dim, kernel_kv(kv))
     }
 
     fn used_bytes(&self) -> Option<u64> {
@@ -297,7 +187,7 @@ impl Backend for CudaBackend {
     }
 
     fn sums_choice(&self) -> Option<&str> {
-        self.sums_choice.as_deref()
+        self.sums.choice()
     }
 
     fn buffer(&mut self, elements: usize) -> Result<Memory<f32>, KernelError> {
@@ -419,7 +309,7 @@ impl Backend for CudaBackend {
     }
 
     fn set_precision(&mut self, precision: Precision) {
-        self.precision = precision;
+        self.paths.precision = precision;
     }
 
     fn prepare(&mut self, limits: &StepLimits) -> Result<(), KernelError> {
@@ -499,7 +389,7 @@ impl Backend for CudaBackend {
     fn forget_recordings(&mut self) {
         // They keep the communicator that they sum with from ending, and use the small sums.
         self.recordings.clear();
-        self.small_sums = None;
+        self.sums.end_epoch();
     }
 
     fn start_timeline(&mut self) -> Result<(), KernelError> {
@@ -543,7 +433,7 @@ impl Backend for CudaBackend {
         check: Check,
     ) -> Result<(), KernelError> {
         let tokens = self.step()?.tokens;
-        let fused = self.want_a8(readers, tokens)?;
+        let fused = self.paths.want_a8(readers, tokens)?;
         let step = self.step.as_mut().ok_or_else(unprepared)?;
         let left = cuda::Destination {
             f32: (!fused).then_some(&*out),
@@ -573,9 +463,8 @@ impl Backend for CudaBackend {
         rows: usize,
         jobs: &mut [LinearJob<'_, Self>],
     ) -> Result<(), KernelError> {
-        let (facts, precision, forced) = (self.facts, self.precision, self.linear_path);
-        let path_of =
-            |linear: &Linear| Ok(select_linear(facts, linear.shape(rows), precision, forced)?.path);
+        let paths = self.paths;
+        let path_of = |linear: &Linear| Ok(paths.linear(linear, rows)?.path);
         let calls: Vec<LinearCall<'_>> = jobs
             .iter()
             .map(|job| LinearCall {
@@ -642,7 +531,8 @@ impl Backend for CudaBackend {
         let layer = self.layer(shape)?;
         let step = self.step()?;
         let path = self
-            .attention_path(step.phase, shape.head_dim, cache.shape.dtype)?
+            .paths
+            .attention(step.phase, shape.head_dim, cache.shape.dtype)?
             .path;
         cuda::attention(
             &self.device,
@@ -667,7 +557,7 @@ impl Backend for CudaBackend {
         check: Check,
     ) -> Result<(), KernelError> {
         let tokens = self.step()?.tokens;
-        let fused = self.want_a8(&[reader], tokens)?;
+        let fused = self.paths.want_a8(&[reader], tokens)?;
         let step = self.step.as_mut().ok_or_else(unprepared)?;
         let left = cuda::Destination {
             f32: None,
@@ -699,78 +589,22 @@ impl Backend for CudaBackend {
             return Ok(());
         }
         let rank = collective.rank();
-        let failed = |what: String| CollectiveError::Device {
+        let step = self.step.as_mut().ok_or_else(|| CollectiveError::Device {
             rank,
             op: "all_reduce_sum",
-            what,
-        };
-        if collective.takes_device() {
-            if let Some(small) = self
-                .small_sums
-                .as_ref()
-                .filter(|small| small.takes(elements))
-            {
-                let given = small.sum(&self.device, buffer, elements);
-                given.map_err(|error| failed(error.to_string()))?;
-                return collective.expect_device_sums();
-            }
-            return collective.all_reduce_sum(CollectiveBuffer::Device(DeviceSpan {
-                address: buffer.address(),
-                elements,
-                stream: self.device.stream_address(),
-            }));
-        }
-        let step = self
-            .step
-            .as_mut()
-            .ok_or_else(|| failed(unprepared().to_string()))?;
-        let host = &mut step.host.as_mut_slice()[..elements];
-        self.device
-            .read(buffer, 0, host)
-            .map_err(|error| failed(error.to_string()))?;
-        collective.all_reduce_sum(CollectiveBuffer::Host(host))?;
-        self.device
-            .write(buffer, 0, host)
-            .map_err(|error| failed(error.to_string()))
+            what: unprepared().to_string(),
+        })?;
+        self.sums
+            .sum(&self.device, buffer, elements, &mut step.host, collective)
     }
 
     fn join_nccl(
         &mut self,
-        mut host: Box<dyn Collective>,
+        host: Box<dyn Collective>,
         cancelled: Arc<AtomicBool>,
     ) -> Result<Box<dyn Collective>, CollectiveError> {
-        let rank = host.rank();
-        let failed = |what: String| CollectiveError::Device {
-            rank,
-            op: "nccl",
-            what,
-        };
-        let library = self
-            .nccl
-            .clone()
-            .ok_or_else(|| failed("this worker found no NCCL".into()))?;
         self.forget_recordings();
-        let inbox = match self.inbox.take() {
-            Some(inbox) => inbox,
-            None => Inbox::new(&self.device).map_err(|error| failed(error.to_string()))?,
-        };
-        let inbox = self.inbox.insert(inbox);
-        let found = Found::look(&self.device, inbox, host.as_mut())?;
-        if let Some(why) = found.peers_corrupt() {
-            tracing::warn!(
-                rank,
-                "data from card to card is corrupted, NCCL takes other ways: {why}"
-            );
-            nccl::disable_p2p();
-        }
-        let mut joined = NcclCollective::join(library, host, cancelled, NCCL_DEADLINE)?;
-        let stops = found.stops();
-        joined.on_end(move || stops.iter().for_each(|stop| stop.raise()));
-        let (small_sums, choice) = found.choose(&self.device, &mut joined)?;
-        tracing::info!(rank, "{choice}");
-        self.small_sums = small_sums;
-        self.sums_choice = Some(choice);
-        Ok(Box::new(joined))
+        Ok(Box::new(self.sums.join(&self.device, host, cancelled)?))
     }
 
     fn take_logit_tokens(

@@ -7,9 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_void},
-    net::IpAddr,
-    path::Path,
+    ffi::{c_char, c_int, c_void},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,234 +16,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libloading::Library;
-
 use super::{Collective, CollectiveBuffer, CollectiveError};
 
-/// Names under which the dynamic linker may know NCCL.
-const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
-/// The first version that can be aborted while it connects.
-const OLDEST: (i32, i32) = (2, 18);
+mod environment;
+mod library;
+
+pub use environment::{choose_interface, disable_p2p};
+use library::{Code, Comm, CommConfig, FLOAT32, IN_PROGRESS, SUCCESS, SUM, UniqueId, text};
+pub use library::{Nccl, NcclError};
+
 /// How often the watchdog looks at a communicator that has work.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long the end of a communicator is waited for.
 const MOST_CLOSING: Duration = Duration::from_secs(5);
 /// How long a call that NCCL works on is polled without sleeping.
 const AWAKE: Duration = Duration::from_millis(2);
-
-/// `1` keeps NCCL from moving data from card to card.
-const P2P_DISABLE: &str = "NCCL_P2P_DISABLE";
-
-type Comm = *mut c_void;
-type Code = c_int;
-
-const SUCCESS: Code = 0;
-const IN_PROGRESS: Code = 7;
-const FLOAT32: c_int = 7;
-const SUM: c_int = 0;
-
-/// `ncclUniqueId`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct UniqueId([c_char; 128]);
-
-/// `ncclConfig_t` as of 2.18, which later versions read by its size.
-#[repr(C)]
-struct CommConfig {
-    size: usize,
-    magic: u32,
-    version: u32,
-    blocking: c_int,
-    cga_cluster_size: c_int,
-    min_ctas: c_int,
-    max_ctas: c_int,
-    net_name: *const c_char,
-    split_share: c_int,
-}
-
-impl CommConfig {
-    /// Nothing chosen but that calls return at once.
-    fn non_blocking() -> Self {
-        Self {
-            size: size_of::<Self>(),
-            magic: 0xcafe_beef,
-            version: 21_803,
-            blocking: 0,
-            cga_cluster_size: c_int::MIN,
-            min_ctas: c_int::MIN,
-            max_ctas: c_int::MIN,
-            net_name: std::ptr::null(),
-            split_share: c_int::MIN,
-        }
-    }
-}
-
-/// An opened NCCL.
-#[derive(Debug)]
-pub struct Nccl {
-    version: c_int,
-    unique_id: unsafe extern "C" fn(*mut UniqueId) -> Code,
-    init: unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int, *mut CommConfig) -> Code,
-    all_reduce: unsafe extern "C" fn(
-        *const c_void,
-        *mut c_void,
-        usize,
-        c_int,
-        c_int,
-        Comm,
-        *mut c_void,
-    ) -> Code,
-    async_error: unsafe extern "C" fn(Comm, *mut Code) -> Code,
-    abort: unsafe extern "C" fn(Comm) -> Code,
-    error_string: unsafe extern "C" fn(Code) -> *const c_char,
-    /// Keeps the functions alive.
-    _library: Library,
-}
-
-/// Why NCCL cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NcclError {
-    /// It cannot be opened.
-    #[error(
-        "NCCL cannot be opened ({tried}): install the build for CUDA 12 (pip: nvidia-nccl-cu12; builds for CUDA 13 lack Pascal and Volta) or give --nccl-library"
-    )]
-    Missing {
-        /// Names that were tried.
-        tried: String,
-    },
-    /// It lacks what is needed.
-    #[error("NCCL {version} is too old: 2.18 or newer is needed (pip: nvidia-nccl-cu12)")]
-    TooOld {
-        /// Its version.
-        version: String,
-    },
-    /// No interface is as asked.
-    #[error("no network interface is or has {wanted}; there are {known} (worker.nccl_interface)")]
-    Interface {
-        /// A name or an address.
-        wanted: String,
-        /// The interfaces that there are.
-        known: String,
-    },
-    /// A call failed.
-    #[error("{op}: {what}")]
-    Call {
-        /// The call.
-        op: &'static str,
-        /// NCCL's words.
-        what: String,
-    },
-}
-
-impl Nccl {
-    /// Opens `library`, or what the linker finds.
-    ///
-    /// # Errors
-    /// That there is none, or one that is too old.
-    pub fn open(library: Option<&Path>) -> Result<Self, NcclError> {
-        let names: Vec<_> = match library {
-            Some(path) => vec![path.as_os_str()],
-            None => NAMES.iter().map(std::ffi::OsStr::new).collect(),
-        };
-        let missing = || {
-            let names: Vec<_> = names.iter().map(|name| name.to_string_lossy()).collect();
-            NcclError::Missing {
-                tried: names.join(", "),
-            }
-        };
-        // SAFETY: opening runs the library's initialisers, which only set up tables.
-        let library = names
-            .iter()
-            .find_map(|name| unsafe { Library::new(*name) }.ok())
-            .ok_or_else(missing)?;
-        // SAFETY: the types are those of nccl.h, stable since 2.18; the library outlives them.
-        unsafe {
-            let lacks = |_| missing();
-            let get_version: unsafe extern "C" fn(*mut c_int) -> Code =
-                *library.get(b"ncclGetVersion\0").map_err(lacks)?;
-            let mut version = 0;
-            get_version(&mut version);
-            if parts(version) < (OLDEST.0, OLDEST.1, 0) {
-                return Err(NcclError::TooOld {
-                    version: text(version),
-                });
-            }
-            Ok(Self {
-                version,
-                unique_id: *library.get(b"ncclGetUniqueId\0").map_err(lacks)?,
-                init: *library.get(b"ncclCommInitRankConfig\0").map_err(lacks)?,
-                all_reduce: *library.get(b"ncclAllReduce\0").map_err(lacks)?,
-                async_error: *library.get(b"ncclCommGetAsyncError\0").map_err(lacks)?,
-                abort: *library.get(b"ncclCommAbort\0").map_err(lacks)?,
-                error_string: *library.get(b"ncclGetErrorString\0").map_err(lacks)?,
-                _library: library,
-            })
-        }
-    }
-
-    /// `2.27.7` and so on: ranks must have the same.
-    pub fn version(&self) -> String {
-        text(self.version)
-    }
-
-    fn error(&self, op: &'static str, code: Code) -> NcclError {
-        // SAFETY: the library returns a static string for every code.
-        let words = unsafe { CStr::from_ptr((self.error_string)(code)) };
-        NcclError::Call {
-            op,
-            what: words.to_string_lossy().into_owned(),
-        }
-    }
-}
-
-/// Has NCCL's sockets, which know no authentication, use one interface only: the named one, what the
-/// environment says already, or the one that has `address`. Gives the interface's name.
-///
-/// # Errors
-/// [`NcclError::Interface`] if there is no such interface.
-pub fn choose_interface(named: Option<&str>, address: IpAddr) -> Result<String, NcclError> {
-    const VARIABLE: &str = "NCCL_SOCKET_IFNAME";
-    if std::env::var_os(P2P_DISABLE).is_none() {
-        // As if it were not set, but there: `disable_p2p` may come later.
-        // SAFETY: as below.
-        unsafe { std::env::set_var(P2P_DISABLE, "0") };
-    }
-    if let (None, Ok(set)) = (named, std::env::var(VARIABLE)) {
-        return Ok(set);
-    }
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let chosen = interfaces.iter().find(|interface| match named {
-        Some(name) => interface.name == name,
-        None => interface.ip() == address,
-    });
-    let Some(chosen) = chosen else {
-        let mut known: Vec<_> = interfaces.iter().map(|it| it.name.as_str()).collect();
-        known.dedup();
-        return Err(NcclError::Interface {
-            wanted: named.map_or_else(|| address.to_string(), str::to_owned),
-            known: known.join(", "),
-        });
-    };
-    // SAFETY: comes before the worker's own threads start; the runtime's read no environment meanwhile.
-    unsafe { std::env::set_var(VARIABLE, format!("={}", chosen.name)) };
-    Ok(chosen.name.clone())
-}
-
-/// Has NCCL move nothing from card to card, for what arrives there is wrong.
-pub fn disable_p2p() {
-    // SAFETY: the C library replaces a variable that is there in one store and frees nothing, so that
-    // threads which read the environment meanwhile see the one or the other; `choose_interface` made it.
-    unsafe { std::env::set_var(P2P_DISABLE, "1") };
-}
-
-fn parts(version: c_int) -> (i32, i32, i32) {
-    (version / 10_000, version / 100 % 100, version % 100)
-}
-
-fn text(version: c_int) -> String {
-    let (major, minor, patch) = parts(version);
-    format!("{major}.{minor}.{patch}")
-}
 
 /// The collective of a rank with a card: sums over NCCL, everything else over the host link.
 pub struct NcclCollective {
@@ -387,7 +172,7 @@ impl NcclCollective {
             wake: Condvar::new(),
         });
         let due = Instant::now() + deadline;
-        let connected = wait_while_in_progress(&shared, due);
+        let connected = wait_while_in_progress(&shared, "connect", due);
         if let Err(why) = connected {
             shared.abort(shared.lock(), why.clone());
             return Err(failed(format!("connect: {why}")));
@@ -450,10 +235,15 @@ fn offer(nccl: &Nccl, versions: &[Vec<u8>]) -> Vec<u8> {
 
 /// Waits until NCCL has done what was asked of it without blocking. A sum is on the stream within
 /// microseconds, and a step has two in every layer, so it is not slept for at first; connecting takes long.
-fn wait_while_in_progress(shared: &Shared, due: Instant) -> Result<(), String> {
+fn wait_while_in_progress(shared: &Shared, op: &'static str, due: Instant) -> Result<(), String> {
     let start = Instant::now();
     loop {
-        let code = shared.async_error(&shared.lock());
+        let state = shared.lock();
+        if let Some(why) = &state.aborted {
+            return Err(why.clone());
+        }
+        let code = shared.async_error(&state);
+        drop(state);
         match code {
             SUCCESS => return Ok(()),
             IN_PROGRESS if shared.cancelled.load(Ordering::Relaxed) => {
@@ -464,7 +254,7 @@ fn wait_while_in_progress(shared: &Shared, due: Instant) -> Result<(), String> {
             }
             IN_PROGRESS if start.elapsed() < AWAKE => thread::yield_now(),
             IN_PROGRESS => thread::sleep(Duration::from_millis(1)),
-            code => return Err(shared.nccl.error("connect", code).to_string()),
+            code => return Err(shared.nccl.error(op, code).to_string()),
         }
     }
 }
@@ -520,7 +310,12 @@ impl Collective for NcclCollective {
         drop(state);
         if code == IN_PROGRESS {
             // The stream must not run ahead of a sum that is not on it yet.
-            wait_while_in_progress(&self.shared, Instant::now() + self.deadline).map_err(failed)?;
+            wait_while_in_progress(
+                &self.shared,
+                "all_reduce_sum",
+                Instant::now() + self.deadline,
+            )
+            .map_err(failed)?;
         }
         Ok(())
     }
@@ -564,30 +359,5 @@ impl Drop for NcclCollective {
         while !self.watchdog.is_finished() && start.elapsed() < MOST_CLOSING {
             thread::sleep(Duration::from_millis(1));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_library_is_a_sentence() {
-        let error = Nccl::open(Some(Path::new("/nowhere/libnccl.so.2"))).unwrap_err();
-        assert!(error.to_string().contains("nvidia-nccl-cu12"), "{error}");
-    }
-
-    #[test]
-    fn an_unknown_interface_is_refused_with_those_that_there_are() {
-        let address = IpAddr::from([127, 0, 0, 1]);
-        let error = choose_interface(Some("nowhere0"), address).unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("nowhere0") && text.contains("lo"), "{text}");
-    }
-
-    #[test]
-    fn versions_read_as_people_write_them() {
-        assert_eq!(text(21_803), "2.18.3");
-        assert!(parts(23_203) > (OLDEST.0, OLDEST.1, 0) && parts(21_705) < (OLDEST.0, OLDEST.1, 0));
     }
 }

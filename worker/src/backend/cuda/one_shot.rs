@@ -10,7 +10,8 @@ use std::{
 
 use secondwind_kernels::cuda::{CudaError, Device, Inbox, Memory, OneShot, Reach, Stop, Ticket};
 
-use crate::collective::{Collective, CollectiveBuffer, CollectiveError, DeviceSpan};
+use super::sums::on_card;
+use crate::collective::{Collective, CollectiveError};
 
 /// Values of the sums that are timed: from one token of a small model to several of a large one.
 const SIZES: [usize; 4] = [2048, 8192, 20480, OneShot::MOST_ELEMENTS];
@@ -153,7 +154,7 @@ impl Found {
             (rank, ranks),
             &CHECKED_BY_NCCL,
             None,
-            |x, elements| nccl_sum(device, nccl, x, elements).map_err(|error| error.to_string()),
+            |x, elements| on_card(device, x, elements, nccl).map_err(|error| error.to_string()),
         );
         nccl.settle()?;
         if let Some(why) = first_problem(nccl, wrong.err().as_ref())? {
@@ -165,9 +166,7 @@ impl Found {
         let x: Memory<f32> = device
             .zeros(OneShot::MOST_ELEMENTS, "sums over ranks")
             .map_err(failed)?;
-        let over_nccl = time(device, rank, |elements| {
-            nccl_sum(device, nccl, &x, elements)
-        })?;
+        let over_nccl = time(device, rank, |elements| on_card(device, &x, elements, nccl))?;
         nccl.settle()?;
         let over_nccl = slowest(nccl, over_nccl)?;
         let mut notes = Vec::new();
@@ -378,19 +377,6 @@ fn time(
         }
     }
     Ok(times)
-}
-
-fn nccl_sum(
-    device: &Device,
-    nccl: &mut dyn Collective,
-    x: &Memory<f32>,
-    elements: usize,
-) -> Result<(), CollectiveError> {
-    nccl.all_reduce_sum(CollectiveBuffer::Device(DeviceSpan {
-        address: x.address(),
-        elements,
-        stream: device.stream_address(),
-    }))
 }
 
 #[cfg(test)]
