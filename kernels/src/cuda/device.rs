@@ -82,8 +82,13 @@ pub fn cards() -> Result<Vec<(CardFacts, Vec<usize>)>, CudaError> {
 
 impl Event {
     /// True once the card has come to it.
-    pub fn is_past(&self) -> bool {
-        self.0.is_complete()
+    ///
+    /// # Errors
+    /// What an earlier launch ran into: the card comes to nothing any more.
+    pub fn is_past(&self) -> Result<bool, CudaError> {
+        self.0
+            .try_is_complete()
+            .map_err(|error| driver_error("look at an event", error))
     }
 }
 

@@ -135,7 +135,7 @@ fn gives_up(group: &[Rank], reach: Reach) -> Result<(), String> {
     }
     let event = device.event().map_err(told)?;
     thread::sleep(Duration::from_millis(20));
-    if event.is_past() {
+    if event.is_past().map_err(told)? {
         return Err(format!("over {reach}: a sum ended without the other ranks"));
     }
     one_shots[1].stop().raise();

@@ -326,7 +326,7 @@ fn check(
     }
     let event = device.event().map_err(words)?;
     let start = Instant::now();
-    while !event.is_past() {
+    while !event.is_past().map_err(words)? {
         if let Some(stop) = stop
             && start.elapsed() > PATIENCE
         {
