@@ -4,7 +4,10 @@
 //! every operation after it runs over the batch's tokens. Activations are f32, row-major, one row per
 //! token; buffers are made at load and reused by every step.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use secondwind_kernels::{KernelError, select::Precision, weights::Dtype};
 use secondwind_model::plan::KvDType;
@@ -141,11 +144,53 @@ pub trait Backend {
     /// The device is out of memory.
     fn prepare(&mut self, limits: &StepLimits) -> Result<(), KernelError>;
 
-    /// Starts a step over `batch`.
+    /// Starts a step over `batch`, which is worked on in `parts`: ranges of its tokens that tile them, two at
+    /// the most, and more than one only where [`Backend::sums_aside`]. All tokens are selected.
     ///
     /// # Errors
     /// The device failed.
-    fn begin(&mut self, batch: &Batch) -> Result<(), KernelError>;
+    fn begin(&mut self, batch: &Batch, parts: &[Range<usize>]) -> Result<(), KernelError>;
+
+    /// True if sums over `collective` may go on while the device computes something else.
+    fn sums_aside(&self, collective: &dyn Collective) -> bool {
+        let _ = collective;
+        false
+    }
+
+    /// Operations from here on are over these tokens, a part of the step or all of it: over the rows of the
+    /// same numbers in every buffer.
+    fn select(&mut self, tokens: Range<usize>) {
+        let _ = tokens;
+    }
+
+    /// Has the sum of the selected rows of `width` over the ranks go on beside what is given next. They are
+    /// part `part` of the step.
+    ///
+    /// # Errors
+    /// Of the collective, or that this device sums nothing aside.
+    fn start_sum(
+        &mut self,
+        buffer: &mut Self::Buffer,
+        width: usize,
+        part: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), CollectiveError> {
+        let _ = (buffer, width, part);
+        Err(CollectiveError::Device {
+            rank: collective.rank(),
+            op: "start_sum",
+            what: "this device sums nothing aside".into(),
+        })
+    }
+
+    /// Has what is given next wait for the part's sum.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn await_sum(&mut self, part: usize) -> Result<(), KernelError> {
+        let _ = part;
+        Ok(())
+    }
 
     /// Tokens of the decoding steps that this device wants to record, rising; none if it records nothing.
     fn recording_sizes(&self) -> &'static [usize] {
@@ -286,7 +331,7 @@ pub trait Backend {
         check: Check,
     ) -> Result<(), KernelError>;
 
-    /// Sums `rows` rows of `width` over the ranks.
+    /// Sums the first `elements` over the ranks.
     ///
     /// # Errors
     /// Of the collective.

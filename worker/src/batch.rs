@@ -54,7 +54,7 @@ impl Batch {
     }
 
     /// Of each row, in order: tokens that its sequence had before, and tokens of the step.
-    pub fn extents(&self) -> impl Iterator<Item = (usize, usize)> {
+    pub fn extents(&self) -> impl Iterator<Item = (usize, usize)> + Clone {
         let mut at = 0;
         self.row_of_token.chunk_by(|a, b| a == b).map(move |row| {
             let before = self.positions[at] as usize;

@@ -1,5 +1,7 @@
 //! A decoder's forward pass over one rank's shard.
 
+use std::ops::Range;
+
 use secondwind_kernels::KernelError;
 use secondwind_model::plan::recorded_sizes;
 
@@ -17,6 +19,13 @@ mod place;
 pub use logits::{Outcome, sample};
 use place::LM_HEAD;
 pub use place::{ExecError, Place};
+
+/// Parts of a step, at the most.
+const MOST_PARTS: usize = 2;
+/// Tokens of a part, at the least. Smaller products keep a card less busy than the sums beside them are worth.
+const PART_TOKENS: usize = 256;
+/// Parts begin at a multiple of this, which is one of every linear path's rows of a block.
+const PART_MULTIPLE: usize = 128;
 
 /// Buffers of one step, made at load for the largest step of the plan.
 pub struct Activations<B: Backend> {
@@ -56,20 +65,35 @@ pub fn forward<B: Backend>(
     if batch.tokens.is_empty() {
         return Ok(());
     }
-    let stopped = Pass::new(backend, shard, batch, collective).step(shard, activations, batch);
-    match stopped {
+    let mut pass = Pass::new(backend, shard, batch, collective);
+    match pass.step(shard, activations, batch) {
         Ok(()) => Ok(()),
         Err(Stop::Failed(error)) => Err(error),
         Err(Stop::NonFinite(found)) => {
-            let place = Place::of_check(found.check, shard.layers.len());
+            let (check, part) = (
+                found.check / MOST_PARTS as Check,
+                found.check as usize % MOST_PARTS,
+            );
+            let place = Place::of_check(check, shard.layers.len());
             let width = width_of(shard, place);
             Err(ExecError::NonFinite {
                 place,
-                row: found.element / width,
+                row: pass.parts[part].start + found.element / width,
                 index: found.element % width,
             })
         }
     }
+}
+
+/// The parts in which a step of `tokens` tokens is worked on: two where sums of one may go on while the other is
+/// computed. Attention reads what earlier tokens left in the cache, so parts follow each other through each block.
+fn parts(tokens: usize, sums_aside: bool) -> Vec<Range<usize>> {
+    let cut = match sums_aside && tokens >= MOST_PARTS * PART_TOKENS {
+        true => (tokens / MOST_PARTS + PART_MULTIPLE / 2) / PART_MULTIPLE * PART_MULTIPLE,
+        false => tokens,
+    };
+    let parts = [0..cut, cut..tokens].into_iter();
+    parts.filter(|part| !part.is_empty()).collect()
 }
 
 /// Runs every size of decoding step that the device wants once, records it and replays it, so that nothing is left to be
@@ -133,6 +157,10 @@ impl From<ExecError> for Stop {
 struct Pass<'a, B: Backend> {
     backend: &'a mut B,
     collective: &'a mut dyn Collective,
+    /// Of the step's tokens.
+    parts: Vec<Range<usize>>,
+    /// The one that is worked on, and its tokens; outside the layers 0 and all of them.
+    part: usize,
     tokens: usize,
     hidden: usize,
     eps: f32,
@@ -147,10 +175,14 @@ impl<'a, B: Backend> Pass<'a, B> {
         batch: &Batch,
         collective: &'a mut dyn Collective,
     ) -> Self {
+        let tokens = batch.tokens.len();
+        let sums_aside = !batch.is_decoding() && backend.sums_aside(collective);
         Self {
+            parts: parts(tokens, sums_aside),
+            part: 0,
+            tokens,
             backend,
             collective,
-            tokens: batch.tokens.len(),
             hidden: shard.hidden_size,
             eps: shard.rms_norm_eps,
             layers: shard.layers.len(),
@@ -169,7 +201,9 @@ impl<'a, B: Backend> Pass<'a, B> {
             false => None,
         };
         if let Some(size) = recorded {
-            self.run("begin", |backend| backend.begin(&batch.padded(size)))?;
+            let padded = batch.padded(size);
+            let all = 0..padded.tokens.len();
+            self.run("begin", |backend| backend.begin(&padded, &[all]))?;
             let place = self.place("replay");
             self.collective
                 .expect_device_sums()
@@ -177,7 +211,8 @@ impl<'a, B: Backend> Pass<'a, B> {
             self.run("replay", |backend| backend.replay(size))?;
             return self.settle(true);
         }
-        self.run("begin", |backend| backend.begin(batch))?;
+        let parts = self.parts.clone();
+        self.run("begin", |backend| backend.begin(batch, &parts))?;
         self.mark(Part::Begin)?;
         self.give(shard, a, batch)?;
         self.settle(true)?;
@@ -199,8 +234,20 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.all_reduce("embed", Part::EmbedSum, &mut a.residual)?;
         for (index, layer) in shard.layers.iter_mut().enumerate() {
             self.layer = Some(index);
-            self.layer(layer, a)?;
+            for part in 0..self.parts.len() {
+                self.take(part);
+                self.attention_block(layer, a)?;
+            }
+            for part in 0..self.parts.len() {
+                self.take(part);
+                self.mlp_block(layer, a)?;
+            }
         }
+        for part in 0..self.parts.len() {
+            self.take(part);
+            self.end_sum(Part::MlpSum)?;
+        }
+        self.take_all();
         // Rows are taken before lm_head reads them, so it is no reader of what this leaves.
         self.add_norm("mlp.add", true, &shard.final_norm, a, &[])?;
         self.layer = None;
@@ -224,18 +271,43 @@ impl<'a, B: Backend> Pass<'a, B> {
         Ok(())
     }
 
-    fn layer(&mut self, layer: &mut LayerShard<B>, a: &mut Activations<B>) -> Result<(), Stop> {
+    /// Has what follows work on a part of the step.
+    fn take(&mut self, part: usize) {
+        let tokens = self.parts[part].clone();
+        (self.part, self.tokens) = (part, tokens.len());
+        self.backend.select(tokens);
+    }
+
+    /// Has what follows work on the whole step.
+    fn take_all(&mut self) {
+        let tokens = 0..self.parts.last().map_or(0, |part| part.end);
+        (self.part, self.tokens) = (0, tokens.len());
+        self.backend.select(tokens);
+    }
+
+    fn attention_block(
+        &mut self,
+        layer: &mut LayerShard<B>,
+        a: &mut Activations<B>,
+    ) -> Result<(), Stop> {
         let attention = &mut layer.attention;
         // The residual takes in the layer before only now, with the norm that reads it.
         let before = self.layer.and_then(|layer| layer.checked_sub(1));
         let this = std::mem::replace(&mut self.layer, before);
+        if before.is_some() {
+            self.end_sum(Part::MlpSum)?;
+        }
         let readers = [&attention.query, &attention.key, &attention.value];
         self.add_norm("mlp.add", before.is_some(), &layer.input_norm, a, &readers)?;
         self.layer = this;
         self.mark(Part::AttentionNorm)?;
         self.attention(attention, a)?;
         self.mark(Part::Output)?;
-        self.all_reduce("attention.output", Part::AttentionSum, &mut a.partial_sum)?;
+        Ok(self.start_sum("attention.output", Part::AttentionSum, &mut a.partial_sum)?)
+    }
+
+    fn mlp_block(&mut self, layer: &LayerShard<B>, a: &mut Activations<B>) -> Result<(), Stop> {
+        self.end_sum(Part::AttentionSum)?;
         let readers = [&layer.mlp.gate, &layer.mlp.up];
         self.add_norm(
             "attention.add",
@@ -247,7 +319,7 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.mark(Part::MlpNorm)?;
         self.mlp(&layer.mlp, a)?;
         self.mark(Part::Down)?;
-        Ok(self.all_reduce("mlp.down", Part::MlpSum, &mut a.partial_sum)?)
+        Ok(self.start_sum("mlp.down", Part::MlpSum, &mut a.partial_sum)?)
     }
 
     fn attention(
@@ -360,6 +432,32 @@ impl<'a, B: Backend> Pass<'a, B> {
         }
     }
 
+    /// Sums the part's rows over the ranks: at once if it is the only part, beside the other's products if not.
+    fn start_sum(
+        &mut self,
+        op: &'static str,
+        sum: Part,
+        buffer: &mut B::Buffer,
+    ) -> Result<(), ExecError> {
+        if self.parts.len() == 1 {
+            return self.all_reduce(op, sum, buffer);
+        }
+        let place = self.place(op);
+        self.backend
+            .start_sum(buffer, self.hidden, self.part, self.collective)
+            .map_err(|source| ExecError::Collective { place, source })
+    }
+
+    /// What follows reads the part's sum.
+    fn end_sum(&mut self, sum: Part) -> Result<(), ExecError> {
+        if self.parts.len() == 1 {
+            return Ok(());
+        }
+        let part = self.part;
+        self.run("await_sum", |backend| backend.await_sum(part))?;
+        self.mark(sum)
+    }
+
     fn mark(&mut self, part: Part) -> Result<(), ExecError> {
         let layer = self.layer;
         self.run("mark", |backend| backend.mark(Mark { layer, part }))
@@ -391,13 +489,34 @@ impl<'a, B: Backend> Pass<'a, B> {
     }
 
     fn check(&self, op: &'static str) -> Check {
-        self.place(op).check(self.layers)
+        self.place(op).check(self.layers) * MOST_PARTS as Check + self.part as Check
     }
 
     fn place(&self, op: &'static str) -> Place {
         Place {
             layer: self.layer,
             op,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_tile_the_step() {
+        for whole in [parts(4096, false), parts(511, true)] {
+            assert_eq!((whole.len(), whole[0].start), (1, 0));
+        }
+        for tokens in 512..3000 {
+            let parts = parts(tokens, true);
+            assert_eq!(parts.len(), MOST_PARTS);
+            assert_eq!((parts[0].start, parts[1].end), (0, tokens));
+            assert_eq!(parts[0].end, parts[1].start);
+            assert_eq!(parts[1].start % PART_MULTIPLE, 0);
+            let shorter = parts[0].len().min(parts[1].len());
+            assert!(shorter >= PART_TOKENS - PART_MULTIPLE / 2, "{parts:?}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Attention on a card: the paged cache, and the launch of each path.
 
+use std::ops::Range;
+
 use super::{CudaError, Device, Memory, bench::random_halves, launch, ops::Guard};
 use crate::error::KernelError;
 use crate::kv::{KvDtype, KvShape};
@@ -39,8 +41,8 @@ pub struct AttentionBatch<'a> {
     pub positions: &'a Memory<u32>,
     /// (tokens) where its key and value go.
     pub slots: &'a Memory<u32>,
-    /// Tokens of the step.
-    pub tokens: usize,
+    /// Those of the step that are worked on: rows of the same numbers in every array and buffer.
+    pub tokens: Range<usize>,
     /// No context is longer.
     pub max_context: usize,
 }
@@ -97,9 +99,10 @@ pub struct AttentionScratch {
     stats: Memory<f32>,
     /// (tokens, KV heads, slices) zero between launches.
     arrivals: Memory<u32>,
-    /// (tiles, 3): first token, tokens, row.
+    /// (tiles, 3): first token of the part, tokens, row.
     tiles: Memory<u32>,
-    tile_count: usize,
+    /// (tokens of the step, their tiles) of each part.
+    parts: Vec<(Range<usize>, Range<usize>)>,
 }
 
 /// `struct AttentionBatch` of `attention/batch.cuh`.
@@ -172,6 +175,9 @@ impl KvPages {
 /// Query heads of a KV head that the widest `decode_split` takes at once.
 const MOST_GROUP: usize = 8;
 
+/// Parts of a prompt's step.
+const MOST_PARTS: usize = 2;
+
 impl AttentionScratch {
     /// Room for calls within `limits`. Eager attention goes through a prompt in pieces whose scores
     /// fit into 16 MiB, or token by token.
@@ -186,7 +192,7 @@ impl AttentionScratch {
             .max()
             .unwrap_or(1);
         let scores = (limits.query_heads * limits.max_context).max(4 << 20);
-        let tiles = limits.tokens / tile_tokens(&limits) + limits.rows;
+        let tiles = limits.tokens / tile_tokens(&limits) + limits.rows + MOST_PARTS;
         let what = "attention";
         Ok(Self {
             scores: device.zeros(scores, what)?,
@@ -194,23 +200,31 @@ impl AttentionScratch {
             stats: device.zeros(2 * parts * limits.query_heads, what)?,
             arrivals: device.zeros(limits.decode_tokens * limits.kv_heads * slices, what)?,
             tiles: device.zeros(3 * tiles, what)?,
-            tile_count: 0,
+            parts: Vec::new(),
             limits,
         })
     }
 
-    /// Cuts a prompt's step into tiles: `rows` has each row's (tokens before, tokens of the step).
+    /// Cuts the parts of a prompt's step into tiles: `rows` has each row's (tokens before, tokens of the
+    /// step), `parts` the tokens that are worked on together, one after the other.
     ///
     /// # Errors
     /// The card's.
     pub fn write_tiles(
         &mut self,
         device: &Device,
-        rows: impl IntoIterator<Item = (usize, usize)>,
+        rows: impl Iterator<Item = (usize, usize)> + Clone,
+        parts: &[Range<usize>],
     ) -> Result<(), CudaError> {
-        let tiles = tiles(rows, tile_tokens(&self.limits));
-        self.tile_count = tiles.len();
-        device.write(&self.tiles, 0, tiles.as_flattened())
+        let most = tile_tokens(&self.limits);
+        let mut all = Vec::new();
+        self.parts.clear();
+        for part in parts {
+            let first = all.len();
+            all.extend(tiles(rows.clone(), part, most));
+            self.parts.push((part.clone(), first..all.len()));
+        }
+        device.write(&self.tiles, 0, all.as_flattened())
     }
 }
 
@@ -220,17 +234,22 @@ fn tile_tokens(limits: &AttentionLimits) -> usize {
     (rows / limits.largest_group.max(1)).max(1)
 }
 
-/// (first token, tokens, row) of tiles of up to `most` tokens, those with the longest context first:
-/// they take longest.
-fn tiles(rows: impl IntoIterator<Item = (usize, usize)>, most: usize) -> Vec<[u32; 3]> {
+/// (first token, counted from the part's, tokens, row) of tiles of up to `most` tokens of `part`, those with
+/// the longest context first: they take longest.
+fn tiles(
+    rows: impl Iterator<Item = (usize, usize)>,
+    part: &Range<usize>,
+    most: usize,
+) -> Vec<[u32; 3]> {
     let mut tiles = Vec::new();
     let mut first = 0;
-    for (row, (before, tokens)) in rows.into_iter().enumerate() {
-        for at in (0..tokens).step_by(most) {
-            let count = most.min(tokens - at);
+    for (row, (before, tokens)) in rows.enumerate() {
+        let own = first.max(part.start)..(first + tokens).min(part.end);
+        for at in own.clone().step_by(most) {
+            let count = most.min(own.end - at);
             tiles.push((
-                before + at + count,
-                [(first + at) as u32, count as u32, row as u32],
+                before + at - first + count,
+                [(at - part.start) as u32, count as u32, row as u32],
             ));
         }
         first += tokens;
@@ -281,19 +300,27 @@ pub fn rope_kv(
         block_tokens,
         ..
     } = cache.shape;
-    let (query_width, key_width) = (layer.query_heads * head_dim, kv_heads * head_dim);
-    let tokens = batch.tokens;
-    assert!(
-        tokens * query_width <= query.len() && tokens * key_width <= key.len(),
-        "rope: lengths"
+    let (first, tokens) = (batch.tokens.start, batch.tokens.len());
+    let rows = |of: &Memory<f32>, heads: usize| {
+        let width = heads * head_dim;
+        of.part(first * width, tokens * width).address()
+    };
+    let (query, key, value) = (
+        rows(query, layer.query_heads),
+        rows(key, kv_heads),
+        rows(value, kv_heads),
+    );
+    let (positions, slots) = (
+        batch.positions.part(first, tokens).address(),
+        batch.slots.part(first, tokens).address(),
     );
     let heads = tokens * (layer.query_heads + 2 * kv_heads);
     let kernel = format!("rope_kv_{}", cache.shape.dtype);
     let norm = |of: fn(&HeadNorms<'_>) -> u64| norms.map_or(0, of);
     launch!(device, &kernel, [heads.div_ceil(4) as u32, 1, 1], [128, 1, 1], 0;
-        query.address(), key.address(), value.address(),
+        query, key, value,
         norm(|norms| norms.query.address()), norm(|norms| norms.key.address()),
-        cos.address(), sin.address(), batch.positions.address(), batch.slots.address(),
+        cos.address(), sin.address(), positions, slots,
         cache.cache(), tokens as i32, layer.query_heads as i32, kv_heads as i32, head_dim as i32, block_tokens as i32, norms.map_or(0.0, |norms| norms.eps))
 }
 
@@ -321,32 +348,30 @@ pub fn attention(
         ..
     } = cache.shape;
     let width = layer.query_heads * head_dim;
-    assert!(
-        batch.tokens * width <= query.len().min(out.len()),
-        "attention: lengths"
-    );
+    let (first, tokens) = (batch.tokens.start, batch.tokens.len());
     let device_batch = Batch {
         block_tables: batch.block_tables.address(),
         table_offsets: batch.table_offsets.address(),
-        row_of_token: batch.row_of_token.address(),
-        context_lengths: batch.context_lengths.address(),
+        row_of_token: batch.row_of_token.part(first, tokens).address(),
+        context_lengths: batch.context_lengths.part(first, tokens).address(),
         kv_head_of_query_head: layer.kv_head_of_query_head.address(),
-        tokens: batch.tokens as i32,
+        tokens: tokens as i32,
         query_heads: layer.query_heads as i32,
         kv_heads: kv_heads as i32,
         block_tokens: block_tokens as i32,
         q_stride: width as i32,
         scale: 1.0 / (head_dim as f32).sqrt(),
     };
-    let (query, out, guard) = (query.address(), out.address(), guard.address());
+    let rows = |of: &Memory<f32>| of.part(first * width, tokens * width).address();
+    let (query, out, guard) = (rows(query), rows(out), guard.address());
     let pages = cache.cache();
     match path {
         AttentionPath::Eager => {
             let kernel = format!("attention_eager_{}", cache.shape.dtype);
             let at_once = (scratch.scores.len() / (layer.query_heads * batch.max_context)).max(1);
-            for first in (0..batch.tokens).step_by(at_once) {
-                let tokens = at_once.min(batch.tokens - first);
-                launch!(device, &kernel, [layer.query_heads as u32, tokens as u32, 1], [256, 1, 1], 0;
+            for first in (0..tokens).step_by(at_once) {
+                let count = at_once.min(tokens - first);
+                launch!(device, &kernel, [layer.query_heads as u32, count as u32, 1], [256, 1, 1], 0;
                     query, pages, device_batch, head_dim as i32, first as i32,
                     scratch.scores.address(), batch.max_context as i32, out, guard, check)?;
             }
@@ -361,18 +386,14 @@ pub fn attention(
             let group = groups.iter().find(|group| **group >= layer.largest_group);
             let group = group.copied().unwrap_or(MOST_GROUP);
             let slices = layer.largest_group.div_ceil(group);
-            let splits = splits(device, &scratch.limits, batch.tokens);
+            let splits = splits(device, &scratch.limits, tokens);
             assert!(
-                batch.tokens * splits * width <= scratch.partial.len()
-                    && batch.tokens * kv_heads * slices <= scratch.arrivals.len(),
+                tokens * splits * width <= scratch.partial.len()
+                    && tokens * kv_heads * slices <= scratch.arrivals.len(),
                 "decode_split: scratch"
             );
             let kernel = format!("decode_split_{}_{head_dim}_g{group}", cache.shape.dtype);
-            let grid = [
-                splits as u32,
-                (kv_heads * slices) as u32,
-                batch.tokens as u32,
-            ];
+            let grid = [splits as u32, (kv_heads * slices) as u32, tokens as u32];
             launch!(device, &kernel, grid, [128, 1, 1], 0;
                 query, pages, device_batch, slices as i32, scratch.partial.address(),
                 scratch.stats.address(), scratch.arrivals.address(), out, guard, check)?;
@@ -380,9 +401,12 @@ pub fn attention(
         }
         AttentionPath::PrefillTile | AttentionPath::PrefillMma => {
             let kernel = format!("{path}_{}_{head_dim}", cache.shape.dtype);
-            let grid = [scratch.tile_count as u32, kv_heads as u32, 1];
+            let part = scratch.parts.iter().find(|(of, _)| *of == batch.tokens);
+            let (_, tiles) = part.expect("tiles are written for every part of the step");
+            let grid = [tiles.len() as u32, kv_heads as u32, 1];
+            let tiles = scratch.tiles.part(3 * tiles.start, 3 * tiles.len());
             launch!(device, &kernel, grid, [128, 1, 1], 0;
-                query, pages, device_batch, scratch.tiles.address(), out, guard, check)?;
+                query, pages, device_batch, tiles.address(), out, guard, check)?;
             Ok(())
         }
         other => Err(KernelError::PathRefused {
@@ -397,24 +421,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tiles_cover_every_token_once_and_stay_within_rows() {
+    fn tiles_cover_every_token_once_and_stay_within_rows_and_parts() {
         let rows = [(0, 5), (100, 1), (7, 20), (0, 0), (3, 9)];
-        let tiles = tiles(rows, 9);
-        let mut covered = [0; 35];
         let row_of = |token: u32| match token {
             0..5 => 0,
             5 => 1,
             6..26 => 2,
             _ => 4,
         };
-        for [first, tokens, row] in &tiles {
-            assert!((1..=9).contains(tokens));
-            for token in *first..first + tokens {
-                assert_eq!(row_of(token), *row);
-                covered[token as usize] += 1;
+        for cut in [0, 16] {
+            let mut covered = [0; 35];
+            for part in [0..cut, cut..35] {
+                for [first, tokens, row] in tiles(rows.into_iter(), &part, 9) {
+                    assert!((1..=9).contains(&tokens));
+                    let first = first + part.start as u32;
+                    assert!(part.end >= (first + tokens) as usize);
+                    for token in first..first + tokens {
+                        assert_eq!(row_of(token), row);
+                        covered[token as usize] += 1;
+                    }
+                }
             }
+            assert_eq!(covered, [1; 35]);
         }
-        assert_eq!(covered, [1; 35]);
-        assert_eq!(tiles[0], [5, 1, 1]);
+        assert_eq!(tiles(rows.into_iter(), &(0..35), 9)[0], [5, 1, 1]);
+        // The tile with the longest context of a part that begins within a row.
+        assert_eq!(tiles(rows.into_iter(), &(16..35), 9)[0], [9, 1, 2]);
     }
 }

@@ -152,12 +152,15 @@ impl Device {
         })
     }
 
-    /// The same card and code with a stream of its own.
+    /// The same card and code with a stream of its own, whose blocks come before those of other streams.
     ///
     /// # Errors
     /// The driver's.
     pub fn with_new_stream(&self) -> Result<Self, CudaError> {
-        let stream = self.context.new_stream();
+        self.bind()?;
+        // A larger number is a lower priority.
+        let stream = result::stream::get_priority_range()
+            .and_then(|(_, greatest)| self.context.new_stream_with_priority(greatest));
         Ok(Self {
             stream: stream.map_err(|error| driver_error("make a stream", error))?,
             context: self.context.clone(),
@@ -288,6 +291,16 @@ impl Device {
             .0
             .record(&self.stream)
             .map_err(|error| driver_error("record an event", error))
+    }
+
+    /// Has this stream wait for a mark, on whichever stream that is.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn wait_for(&self, event: &Event) -> Result<(), CudaError> {
+        self.stream
+            .wait(&event.0)
+            .map_err(|error| driver_error("wait for an event", error))
     }
 
     /// Seconds on the card between two marks; waits for the later one.

@@ -1,5 +1,7 @@
 //! Rotation, the paged cache and every attention path, over ragged batches of shuffled blocks.
 
+use std::ops::Range;
+
 use secondwind_kernels::{
     cuda::*,
     heads::{AttentionRows, HeadRows},
@@ -158,14 +160,23 @@ fn check(
         let (tables_on, offsets_on) = (words(&tables)?, words(&offsets)?);
         let (rows_on, context_on) = (words(&rows)?, words(&context)?);
         let (positions_on, slots_on) = (words(&positions)?, words(&slots)?);
-        let on_card = AttentionBatch {
+        // A prompt's step may be worked on in two parts.
+        let cut = match phase {
+            Phase::Prefill if tokens > 1 => random.below(tokens),
+            _ => 0,
+        };
+        let parts: Vec<_> = [0..cut, cut..tokens]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect();
+        let on_card = |part: &Range<usize>| AttentionBatch {
             block_tables: &tables_on,
             table_offsets: &offsets_on,
             row_of_token: &rows_on,
             context_lengths: &context_on,
             positions: &positions_on,
             slots: &slots_on,
-            tokens,
+            tokens: part.clone(),
             max_context: positions_most,
         };
         let card_norms = HeadNorms {
@@ -174,18 +185,20 @@ fn check(
             eps: 1e-6,
         };
         let card_norms = norms.then_some(&card_norms);
-        rope_kv(
-            device,
-            &q_on,
-            &k_on,
-            &v_on,
-            card_norms,
-            (&cos_on, &sin_on),
-            &on_card,
-            layer,
-            &pages,
-        )
-        .map_err(told)?;
+        for part in &parts {
+            rope_kv(
+                device,
+                &q_on,
+                &k_on,
+                &v_on,
+                card_norms,
+                (&cos_on, &sin_on),
+                &on_card(part),
+                layer,
+                &pages,
+            )
+            .map_err(told)?;
+        }
 
         if norms {
             reference::head_norm(&mut q, queries, &query_norm, 1e-6).map_err(told)?;
@@ -237,7 +250,7 @@ fn check(
         };
         let mut scratch = AttentionScratch::new(device, &limits).map_err(told)?;
         scratch
-            .write_tiles(device, batch.iter().copied())
+            .write_tiles(device, batch.iter().copied(), &parts)
             .map_err(told)?;
         let mut eager = None;
         for &path in AttentionPath::ALL {
@@ -256,10 +269,13 @@ fn check(
             }
             let out = poisoned(device, q.len())?;
             let guard = Guard::new(device).map_err(told)?;
-            attention(
-                device, path, &q_on, &pages, &on_card, layer, &scratch, &out, &guard, 1,
-            )
-            .map_err(|error| format!("{path} {what}: {error}"))?;
+            for part in &parts {
+                let on_card = on_card(part);
+                attention(
+                    device, path, &q_on, &pages, &on_card, layer, &scratch, &out, &guard, 1,
+                )
+                .map_err(|error| format!("{path} {what}: {error}"))?;
+            }
             // A rotated key may round to another half or code than on the host, which moves a score
             // by a few ten-thousandths or a hundredth. On the card all paths read the same cache.
             let rounded: f64 = match dtype {
@@ -326,7 +342,7 @@ fn poison(
         context_lengths: &zeros,
         positions: &zeros,
         slots: &slots,
-        tokens,
+        tokens: 0..tokens,
         max_context: 1,
     };
     rope_kv(

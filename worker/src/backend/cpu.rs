@@ -1,6 +1,7 @@
 //! The host's processor as a device.
 
 use std::{
+    ops::Range,
     sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
@@ -267,7 +268,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn begin(&mut self, batch: &Batch) -> Result<(), KernelError> {
+    fn begin(&mut self, batch: &Batch, _: &[Range<usize>]) -> Result<(), KernelError> {
         self.non_finite = None;
         self.batch.clone_from(batch);
         Ok(())

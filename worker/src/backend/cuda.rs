@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -331,30 +332,64 @@ impl Backend for CudaBackend {
             attention: AttentionScratch::new(device, &attention)?,
             sample: SampleScratch::new(device, limits.logit_rows, limits.vocab)?,
             host: device.pinned(limits.tokens * limits.hidden)?,
-            tokens: 0,
+            tokens: 0..0,
             logit_rows: 0,
             phase: Phase::Decode,
         });
         Ok(())
     }
 
-    fn begin(&mut self, batch: &Batch) -> Result<(), KernelError> {
+    fn begin(&mut self, batch: &Batch, parts: &[Range<usize>]) -> Result<(), KernelError> {
         self.device.bind()?;
         self.guard.clear(&self.device)?;
         let step = self.step.as_mut().ok_or_else(unprepared)?;
         step.arrays.write(&self.device, batch)?;
-        step.tokens = batch.tokens.len();
+        step.tokens = 0..batch.tokens.len();
         step.logit_rows = batch.logit_tokens.len();
         let rows = batch.table_offsets.len().saturating_sub(1).max(1);
-        step.phase = match step.tokens <= DECODE_TOKENS * rows {
+        step.phase = match step.tokens.len() <= DECODE_TOKENS * rows {
             true => Phase::Decode,
             false => Phase::Prefill,
         };
         step.activations.forget();
         if step.phase == Phase::Prefill {
-            step.attention.write_tiles(&self.device, batch.extents())?;
+            step.attention
+                .write_tiles(&self.device, batch.extents(), parts)?;
         }
         Ok(())
+    }
+
+    fn sums_aside(&self, collective: &dyn Collective) -> bool {
+        let prefill = |step: &StepMemory| step.phase == Phase::Prefill;
+        collective.takes_device() && self.step.as_ref().is_some_and(prefill)
+    }
+
+    fn select(&mut self, tokens: Range<usize>) {
+        if let Some(step) = &mut self.step {
+            step.tokens = tokens;
+            // Held in other forms are the rows of other tokens.
+            step.activations.forget();
+        }
+    }
+
+    fn start_sum(
+        &mut self,
+        buffer: &mut Memory<f32>,
+        width: usize,
+        part: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), CollectiveError> {
+        let step = self.step.as_ref().ok_or_else(|| CollectiveError::Device {
+            rank: collective.rank(),
+            op: "start_sum",
+            what: unprepared().to_string(),
+        })?;
+        let rows = step.rows(buffer, width);
+        self.sums.start(&self.device, &rows, part, collective)
+    }
+
+    fn await_sum(&mut self, part: usize) -> Result<(), KernelError> {
+        Ok(self.sums.wait(&self.device, part)?)
     }
 
     fn recording_sizes(&self) -> &'static [usize] {
@@ -416,7 +451,7 @@ impl Backend for CudaBackend {
             table,
             first_id,
             &step.arrays.tokens,
-            step.tokens,
+            step.tokens.len(),
             out,
         )?)
     }
@@ -432,17 +467,18 @@ impl Backend for CudaBackend {
         readers: &[&Linear],
         check: Check,
     ) -> Result<(), KernelError> {
-        let tokens = self.step()?.tokens;
+        let tokens = self.step()?.tokens.len();
         let fused = self.paths.want_a8(readers, tokens)?;
         let step = self.step.as_mut().ok_or_else(unprepared)?;
+        let out = step.rows(out, width);
         let left = cuda::Destination {
-            f32: (!fused).then_some(&*out),
+            f32: (!fused).then_some(&out),
             a8: fused.then_some(&step.activations.a8),
         };
         cuda::add_rms_norm(
             &self.device,
-            residual,
-            delta,
+            &step.rows(residual, width),
+            delta.map(|delta| step.rows(delta, width)).as_ref(),
             weight,
             tokens,
             width,
@@ -452,7 +488,7 @@ impl Backend for CudaBackend {
             check,
         )?;
         if fused {
-            step.activations.quantised_by(out, width);
+            step.activations.quantised_by(&out, width);
         }
         Ok(())
     }
@@ -465,19 +501,27 @@ impl Backend for CudaBackend {
     ) -> Result<(), KernelError> {
         let paths = self.paths;
         let path_of = |linear: &Linear| Ok(paths.linear(linear, rows)?.path);
+        let step = self.step.as_mut().ok_or_else(unprepared)?;
+        // Rows of logits are as many as their tokens, which are all selected.
+        let first = step.tokens.start;
+        let outs: Vec<Memory<f32>> = jobs
+            .iter()
+            .map(|job| job.out.part(first * job.weights.n, rows * job.weights.n))
+            .collect();
         let calls: Vec<LinearCall<'_>> = jobs
             .iter()
-            .map(|job| LinearCall {
+            .zip(&outs)
+            .map(|(job, out)| LinearCall {
                 weights: job.weights,
-                out: job.out,
+                out,
                 check: job.check,
             })
             .collect();
-        let step = self.step.as_mut().ok_or_else(unprepared)?;
+        let k = jobs.first().map_or(0, |job| job.weights.k);
         cuda::linear(
             &self.device,
             path_of,
-            x,
+            &x.part(first * k, rows * k),
             rows,
             &calls,
             &mut step.activations,
@@ -556,17 +600,18 @@ impl Backend for CudaBackend {
         reader: &Linear,
         check: Check,
     ) -> Result<(), KernelError> {
-        let tokens = self.step()?.tokens;
+        let tokens = self.step()?.tokens.len();
         let fused = self.paths.want_a8(&[reader], tokens)?;
         let step = self.step.as_mut().ok_or_else(unprepared)?;
+        let (gate, up) = (step.rows(gate, width), step.rows(up, width));
         let left = cuda::Destination {
             f32: None,
             a8: fused.then_some(&step.activations.a8),
         };
         cuda::silu_mul(
             &self.device,
-            gate,
-            up,
+            &gate,
+            &up,
             tokens,
             width,
             left,
@@ -574,7 +619,7 @@ impl Backend for CudaBackend {
             check,
         )?;
         if fused {
-            step.activations.quantised_by(gate, width);
+            step.activations.quantised_by(&gate, width);
         }
         Ok(())
     }

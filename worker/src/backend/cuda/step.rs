@@ -1,5 +1,7 @@
 //! What a step on a card needs beside weights and cache.
 
+use std::ops::Range;
+
 use secondwind_kernels::{
     KernelError,
     cuda::{Activations, AttentionBatch, AttentionScratch, Device, Memory, Pinned, SampleScratch},
@@ -18,7 +20,8 @@ pub(super) struct StepMemory {
     pub(super) sample: SampleScratch,
     /// For collectives that work in host memory.
     pub(super) host: Pinned<f32>,
-    pub(super) tokens: usize,
+    /// Those of the step that operations are over.
+    pub(super) tokens: Range<usize>,
     pub(super) logit_rows: usize,
     pub(super) phase: Phase,
 }
@@ -38,6 +41,11 @@ pub(super) struct StepArrays {
 }
 
 impl StepMemory {
+    /// The selected tokens' rows of a buffer.
+    pub(super) fn rows(&self, of: &Memory<f32>, width: usize) -> Memory<f32> {
+        of.part(self.tokens.start * width, self.tokens.len() * width)
+    }
+
     pub(super) fn batch(&self) -> AttentionBatch<'_> {
         let arrays = &self.arrays;
         AttentionBatch {
@@ -47,7 +55,7 @@ impl StepMemory {
             context_lengths: &arrays.context_lengths,
             positions: &arrays.positions,
             slots: &arrays.slots,
-            tokens: self.tokens,
+            tokens: self.tokens.clone(),
             max_context: self.limits.context,
         }
     }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use secondwind_kernels::cuda::{CudaError, Device, Inbox, Memory, Pinned};
+use secondwind_kernels::cuda::{CudaError, Device, Event, Inbox, Memory, Pinned};
 
 use super::one_shot::{Found, SmallSums};
 use crate::collective::{
@@ -24,6 +24,15 @@ pub(super) struct Sums {
     /// Of the epoch.
     small: Option<SmallSums>,
     choice: Option<String>,
+    aside: Option<Aside>,
+}
+
+/// A stream for sums beside what is computed.
+struct Aside {
+    device: Device,
+    /// By part of the step: on the step's stream where its rows are there, on this one where their sum is.
+    given: Vec<Event>,
+    summed: Vec<Event>,
 }
 
 impl Sums {
@@ -33,6 +42,7 @@ impl Sums {
             inbox: None,
             small: None,
             choice: None,
+            aside: None,
         }
     }
 
@@ -84,6 +94,46 @@ impl Sums {
         Ok(joined)
     }
 
+    /// Replaces `x`, which is made by what was given to `device`, by its sum over the ranks of `collective`,
+    /// beside what is given to `device` next.
+    pub(super) fn start(
+        &mut self,
+        device: &Device,
+        x: &Memory<f32>,
+        part: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), CollectiveError> {
+        let rank = collective.rank();
+        let failed = |error: CudaError| CollectiveError::Device {
+            rank,
+            op: "all_reduce_sum",
+            what: error.to_string(),
+        };
+        let aside = match self.aside.take() {
+            Some(aside) => aside,
+            None => Aside {
+                device: device.with_new_stream().map_err(failed)?,
+                given: Vec::new(),
+                summed: Vec::new(),
+            },
+        };
+        let Aside {
+            device: stream,
+            given,
+            summed,
+        } = self.aside.insert(aside);
+        put(device, given, part).map_err(failed)?;
+        stream.wait_for(&given[part]).map_err(failed)?;
+        on_card(stream, x, x.len(), collective)?;
+        put(stream, summed, part).map_err(failed)
+    }
+
+    /// Has what is given to `device` next wait for the sum of `part`.
+    pub(super) fn wait(&self, device: &Device, part: usize) -> Result<(), CudaError> {
+        let summed = self.aside.as_ref().and_then(|aside| aside.summed.get(part));
+        summed.map_or(Ok(()), |summed| device.wait_for(summed))
+    }
+
     /// Replaces `elements` of `x` by their sum over the ranks of `collective`; `host` is for links that take
     /// host memory only.
     pub(super) fn sum(
@@ -114,6 +164,14 @@ impl Sums {
             _ => on_card(device, x, elements, collective),
         }
     }
+}
+
+/// Moves event `part` to this point of the stream, or makes it there; the earlier ones are there.
+fn put(device: &Device, events: &mut Vec<Event>, part: usize) -> Result<(), CudaError> {
+    while events.len() <= part {
+        events.push(device.event()?);
+    }
+    device.put(&events[part])
 }
 
 /// A sum by a collective that takes a card's memory.
