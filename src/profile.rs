@@ -87,8 +87,10 @@ struct StepReport {
     device_seconds: f64,
     /// Of the wall time, what lies before the first part and after the last.
     gap_seconds: f64,
-    /// Sums over ranks, the wait for the others included: nothing else runs meanwhile.
+    /// What waited for sums over ranks: the wait for the others included, not what ran beside them.
     all_reduce_seconds: f64,
+    /// The same sums, run with nothing else to do.
+    all_reduce_alone_seconds: f64,
     tree: Node,
 }
 
@@ -110,6 +112,7 @@ struct Found {
 struct Step {
     plain_seconds: f64,
     wall_seconds: f64,
+    sums_seconds: f64,
     spans: Vec<Span>,
     linears: Vec<(Mark, LinearUse)>,
 }
@@ -176,7 +179,8 @@ impl Work for Measure {
             .map(|_| prompt(&mut rank))
             .collect::<Result<_, _>>()?;
         let linears = rank.linears(self.prompt, 1)?;
-        let prefill = Step::of(plain, profiles(&mut rank, prompt)?, linears);
+        let sums = sums_alone(&mut rank, self.prompt)?;
+        let prefill = Step::of(plain, sums, profiles(&mut rank, prompt)?, linears);
 
         rank.clear();
         for sequence in 1..=self.sequences {
@@ -192,14 +196,22 @@ impl Work for Measure {
         let plain = decode(&mut rank, PLAIN)?;
         let rows = self.sequences as usize;
         let linears = rank.linears(rows, rows)?;
+        let sums = sums_alone(&mut rank, rows)?;
         let one = |rank: &mut BenchRank<B>| Ok(median(decode(rank, 1)?));
-        let decode = Step::of(plain, profiles(&mut rank, one)?, linears);
+        let decode = Step::of(plain, sums, profiles(&mut rank, one)?, linears);
         Ok(Found {
             decode,
             prefill,
             readings: rank.read_memory().clone(),
         })
     }
+}
+
+/// Seconds of the sums of a step of `tokens` tokens with nothing else to do.
+fn sums_alone<B: Backend>(rank: &mut BenchRank<B>, tokens: usize) -> Result<f64, BenchError> {
+    rank.sums(tokens)?;
+    let times = (0..PROFILED).map(|_| rank.sums(tokens));
+    Ok(median(times.collect::<Result<_, _>>()?))
 }
 
 /// Steps whose parts are timed, without the first, which makes what timing needs.
@@ -213,12 +225,18 @@ fn profiles<B: Backend>(
 
 impl Step {
     /// The profiled step in the middle, by its wall time: parts of one step add up.
-    fn of(plain: Vec<f64>, mut profiled: Vec<Profiled>, linears: Vec<(Mark, LinearUse)>) -> Self {
+    fn of(
+        plain: Vec<f64>,
+        sums_seconds: f64,
+        mut profiled: Vec<Profiled>,
+        linears: Vec<(Mark, LinearUse)>,
+    ) -> Self {
         profiled.sort_by(|a, b| a.wall_seconds.total_cmp(&b.wall_seconds));
         let middle = profiled.swap_remove(profiled.len() / 2);
         Self {
             plain_seconds: median(plain),
             wall_seconds: middle.wall_seconds,
+            sums_seconds,
             spans: middle.spans,
             linears,
         }
@@ -236,6 +254,7 @@ fn rank_report(rank: usize, found: Found, plan: &ShardPlan, each_layer: bool) ->
             device_seconds,
             gap_seconds: step.wall_seconds - device_seconds,
             all_reduce_seconds: sums.map(|span| span.seconds).sum(),
+            all_reduce_alone_seconds: step.sums_seconds,
             tree: tree::tree(&step.spans, &step.linears, each_layer),
         }
     };
@@ -284,11 +303,15 @@ fn render_step(what: &str, step: &StepReport) -> String {
         ms(step.device_seconds),
         ms(step.gap_seconds),
     );
-    if step.all_reduce_seconds > 0.0 {
+    let (waited, alone) = (step.all_reduce_seconds, step.all_reduce_alone_seconds);
+    if alone > 0.0 {
         text += &format!(
-            "\nsums over ranks: {}, all of it exposed: {:.1} %",
-            ms(step.all_reduce_seconds),
-            100.0 * step.all_reduce_seconds / step.device_seconds
+            "\nsums over ranks: {} were waited for, {:.1} % of the parts' time; with nothing else to do they take {}: \
+             {:.0} % hidden",
+            ms(waited),
+            100.0 * waited / step.device_seconds,
+            ms(alone),
+            100.0 * (1.0 - waited / alone).max(0.0)
         );
     }
     format!("{text}\n{}", tree::render(&step.tree))

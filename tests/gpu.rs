@@ -9,8 +9,8 @@ use libtest_mimic::{Arguments, Trial};
 use ranks::{
     On, Ranks, Setup, Via, greedy,
     oracle::{
-        Golden, HALF_CACHE, INT8_CACHE, INT8_HEAD, check_forced, check_generated, context, folders,
-        forced, generate, golden, near,
+        Golden, HALF_CACHE, INT8_CACHE, INT8_HEAD, TOLERANCE, check_forced, check_generated,
+        context, folders, forced, generate, golden, near,
     },
 };
 use secondwind_kernels::{
@@ -90,17 +90,23 @@ fn main() {
     }
     let one_card = matches!(device_count(), Ok(1)).then(|| "the driver sees one card".to_owned());
     let missing_pair = missing.clone().or(one_card);
+    let pairs: [(&str, fn(Option<Arch>)); 2] = [
+        ("two cards agree over NCCL", two_cards),
+        ("a step in two parts is the same step", two_parts),
+    ];
     for arch in [Some(Arch::Sm61), Some(Arch::Sm75), None] {
         let name = arch.map_or("own code", Arch::name);
-        let trial = Trial::test(format!("{name}: two cards agree over NCCL"), move || {
-            let _alone = CARDS.write().unwrap_or_else(PoisonError::into_inner);
-            two_cards(arch);
-            Ok(())
-        });
-        trials.push(match &missing_pair {
-            Some(why) => trial.with_ignored_flag(true).with_kind(why),
-            None => trial,
-        });
+        for (what, test) in pairs {
+            let trial = Trial::test(format!("{name}: {what}"), move || {
+                let _alone = CARDS.write().unwrap_or_else(PoisonError::into_inner);
+                test(arch);
+                Ok(())
+            });
+            trials.push(match &missing_pair {
+                Some(why) => trial.with_ignored_flag(true).with_kind(why),
+                None => trial,
+            });
+        }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -159,6 +165,52 @@ fn two_cards(arch: Option<Arch>) {
         split: Some(vec![3.0, 2.0]),
         ..Setup::world(2)
     });
+}
+
+/// Prompts that two cards work on in two parts, the second of which begins within a sequence, against one card,
+/// which sums nothing.
+fn two_parts(arch: Option<Arch>) {
+    let one = Setup {
+        on: On::Card(arch),
+        step_tokens: 1024,
+        ..Setup::world(1)
+    };
+    let two = Setup {
+        via: Via::Nccl,
+        split: Some(vec![3.0, 2.0]),
+        world: 2,
+        ..one.clone()
+    };
+    for name in ["qwen2_4bit_g64_act_order", "qwen3_4bit_v2_asym"] {
+        let folder = folders().into_iter().find(|folder| folder.ends_with(name));
+        let folder = folder.expect("the checkpoint is in the repository");
+        let tokens = &golden(&folder)[0].tokens;
+        let prompts = [100, 400, 250].map(|len| -> Vec<u32> {
+            let cycled = tokens.iter().cycle().skip(len / 3);
+            cycled.take(len).copied().collect()
+        });
+        let [alone, together] = [&one, &two].map(|setup| {
+            let mut ranks = Ranks::load(&folder, 400, setup);
+            let rows = prompts
+                .iter()
+                .map(|prompt| ranks.sequence(prompt.len()).row(prompt, &prompt[1..], None))
+                .collect();
+            let result = ranks.step(rows, Vec::new());
+            let logprobs = result.rows.into_iter().map(|row| row.prompt_logprobs);
+            logprobs.collect::<Vec<_>>()
+        });
+        assert_eq!(
+            alone.iter().map(Vec::len).collect::<Vec<_>>(),
+            [99, 399, 249]
+        );
+        for (alone, together) in alone.iter().flatten().zip(together.iter().flatten()) {
+            let difference = (alone - together).abs();
+            assert!(
+                difference <= TOLERANCE,
+                "{name}: {together} in two parts, {alone} on one card"
+            );
+        }
+    }
 }
 
 fn plainest(arch: Option<Arch>) {

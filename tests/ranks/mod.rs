@@ -70,6 +70,8 @@ pub struct Setup {
     pub kv_dtype: KvDType,
     pub precision: Precision,
     pub lm_head: LmHead,
+    /// Tokens and rows of logits of a step.
+    pub step_tokens: usize,
     /// Instead of the plan's own.
     pub plan_digest: Option<String>,
 }
@@ -87,6 +89,7 @@ impl Setup {
             kv_dtype: KvDType::F32,
             precision: Precision::Exact,
             lm_head: LmHead::Fp16,
+            step_tokens: 256,
             plan_digest: None,
         }
     }
@@ -99,8 +102,8 @@ pub fn settings(max_context_tokens: usize, setup: &Setup) -> PlanSettings {
     PlanSettings {
         max_context_tokens,
         max_sequences: 4,
-        max_step_tokens: 256,
-        max_logit_rows: 256,
+        max_step_tokens: setup.step_tokens,
+        max_logit_rows: setup.step_tokens,
         block_tokens: BLOCK_TOKENS,
         kv_dtype: setup.kv_dtype,
         precision: setup.precision,

@@ -189,6 +189,28 @@ impl<B: Backend> BenchRank<B> {
         Ok(uses)
     }
 
+    /// Seconds of all sums of a step of `tokens` tokens over the ranks, with nothing else to do; 0 for one rank.
+    ///
+    /// # Errors
+    /// Of the collective.
+    pub fn sums(&mut self, tokens: usize) -> Result<f64, BenchError> {
+        let collective = self.collective.as_mut();
+        if collective.world_size() == 1 {
+            return Ok(0.0);
+        }
+        let start = Instant::now();
+        for _ in 0..1 + 2 * self.shard.layers.len() {
+            self.backend.all_reduce_sum(
+                &mut self.activations.partial_sum,
+                tokens * self.shard.hidden_size,
+                collective,
+            )?;
+        }
+        self.backend.non_finite(true)?;
+        collective.settle()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
     /// Forgets every sequence.
     pub fn clear(&mut self) {
         self.sequences = Sequences::new(self.limits);
