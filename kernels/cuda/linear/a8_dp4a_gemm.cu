@@ -3,6 +3,7 @@
 // of 4 rows of K from 8 activation rows and 8 columns, 64 dp4a. Shared memory returns one word a clock
 // and lane, a P40 does four dp4a in that time, so the tile of a thread has to be that large.
 #include "linear/dp4a.cuh"
+#include "linear/splits.cuh"
 
 #if __CUDA_ARCH__ >= 610
 
@@ -14,13 +15,14 @@ constexpr int ROW_STEP = LANE_ROWS * 4, COLUMN_STEP = LANE_COLUMNS * 4;  // betw
 constexpr int WORDS = BLOCK_ROWS / 4;           // of a block of 32 rows of K
 
 // ROW_WARPS x COLUMN_WARPS warps side by side. Where these are fewer than 4, several groups of warps split
-// the blocks of a superblock.
+// the blocks of a superblock. Where the outputs are too few to fill the card, blocks split the superblocks.
 template <int ROW_WARPS, int COLUMN_WARPS>
 struct Shape {
     static constexpr int ROWS = LANE_ROWS * M * ROW_WARPS;
     static constexpr int COLUMNS = WARP_COLUMNS * COLUMN_WARPS;
     static constexpr int TILES = COLUMNS / TILE_COLUMNS;
     static constexpr int SPLITS = WARPS / (ROW_WARPS * COLUMN_WARPS);
+    static constexpr bool BLOCKS_SPLIT = SPLITS > 1;  // the largest tile is for outputs that fill the card
     static_assert(ROWS * 4 % THREADS == 0 && TILES % WARPS == 0);  // copied in whole pieces
 };
 
@@ -57,7 +59,10 @@ __device__ __forceinline__ void gemm(
     const u8* q,        // [row tiles][superblocks][32 lanes][4 blocks] 8 bytes s8
     const float* d,     // [row tiles][superblocks][8 rows][4 blocks]
     const float* dsum,  // like d; read only with zeros
-    const LinearJobs& jobs, u64* guard) {
+    const LinearJobs& jobs,
+    float* scratch,     // [output][split][warp][M * N][lane]; read only with splits
+    u32* tickets,       // [output], zero between launches
+    u64* guard) {
     using S = Shape<ROW_WARPS, COLUMN_WARPS>;
     constexpr int SUMS_BYTES = S::SPLITS > 1 ? ROW_WARPS * COLUMN_WARPS * M * N * WARP * sizeof(float) : 0;
     constexpr int STAGE_BYTES = sizeof(Stage<S>);
@@ -147,7 +152,9 @@ __device__ __forceinline__ void gemm(
     };
 
     float acc[M][N] = {};
-    for (int superblock = 0; superblock < superblocks; superblock++) {
+    const int begin = S::BLOCKS_SPLIT ? superblocks * blockIdx.z / gridDim.z : 0;
+    const int end = S::BLOCKS_SPLIT ? superblocks * (blockIdx.z + 1) / gridDim.z : superblocks;
+    for (int superblock = begin; superblock < end; superblock++) {
         __syncthreads();
         copy(superblock);
         __syncthreads();
@@ -201,6 +208,25 @@ __device__ __forceinline__ void gemm(
             for (int i = 0; i < M * N; i++) acc[i / N][i % N] += sums[i * WARP];
         }
     }
+    if (S::BLOCKS_SPLIT && gridDim.z > 1) {
+        constexpr int SIZE = ROW_WARPS * COLUMN_WARPS * M * N * WARP;
+        const int output = blockIdx.y * gridDim.x + blockIdx.x, splits = gridDim.z;
+        float* parts = scratch + ((size_t)output * splits * SIZE + warp * M * N * WARP + lane);
+        if (split == 0) {
+#pragma unroll
+            for (int i = 0; i < M * N; i++) parts[blockIdx.z * SIZE + i * WARP] = acc[i / N][i % N];
+        }
+        if (!last_split(tickets, output, splits, thread)) return;
+        if (split == 0) {
+#pragma unroll
+            for (int i = 0; i < M * N; i++) acc[i / N][i % N] = 0.0f;
+#pragma unroll 1
+            for (int s = 0; s < splits; s++) {
+#pragma unroll
+                for (int i = 0; i < M * N; i++) acc[i / N][i % N] += __ldcg(parts + s * SIZE + i * WARP);
+            }
+        }
+    }
     if (split != 0) return;
 
 #pragma unroll
@@ -227,14 +253,15 @@ __device__ __forceinline__ void gemm(
     }
 }
 
-// Block (128); grid (ceil(rows / R), ceil(tiles / (C / 8))): rows vary fastest, so that the row tiles of
+// Block (128); grid (ceil(rows / R), ceil(tiles / (C / 8)), splits): rows vary fastest, so that the row tiles of
 // the same columns find the codes in the L2 cache.
 #define GEMM(BITS, R, C, ROW_WARPS, COLUMN_WARPS)                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 3) linear_a8_dp4a_gemm_w##BITS##_r##R##_c##C(     \
-        const s8* q, const float* d, const float* dsum, LinearJobs jobs, u64* guard) {                      \
+        const s8* q, const float* d, const float* dsum, LinearJobs jobs, float* scratch, u32* tickets,      \
+        u64* guard) {                                                                                       \
         using S = Shape<ROW_WARPS, COLUMN_WARPS>;                                                           \
         static_assert(S::ROWS == R && S::COLUMNS == C);                                                     \
-        gemm<BITS, ROW_WARPS, COLUMN_WARPS>((const u8*)q, d, dsum, jobs, guard);                            \
+        gemm<BITS, ROW_WARPS, COLUMN_WARPS>((const u8*)q, d, dsum, jobs, scratch, tickets, guard);          \
     }
 #define SHAPES(BITS) GEMM(BITS, 32, 64, 1, 1) GEMM(BITS, 64, 64, 2, 1) GEMM(BITS, 64, 128, 2, 2)
 SHAPES(2)

@@ -1,7 +1,7 @@
 // What the tensor-core linears share: a lane's packed weights, which tiles a warp takes, how K is split and how
 // results leave.
 #pragma once
-#include "common.cuh"
+#include "linear/splits.cuh"
 
 #if __CUDA_ARCH__ >= 700
 
@@ -151,21 +151,6 @@ __device__ __forceinline__ WeightTiles weight_tiles(const LinearJobs& jobs, cons
     const u64 scale = (u64)run.tile * scales_stride + (lane % 4) * 2;
     return {job.codes + (u64)run.tile * codes_stride + lane * Codes<BITS>::LANE_BYTES, job.scales + scale,
             job.zeros ? job.zeros + scale : nullptr, repeat ? 0 : codes_stride, repeat ? 0 : scales_stride};
-}
-
-// Blocks that split K of one output count themselves in; true for all threads of the last one, which then adds the
-// blocks' sums in the order of the splits, so that the result does not depend on who is last.
-__device__ __forceinline__ bool last_split(u32* tickets, int output, int splits, int thread) {
-    __shared__ u32 ticket;
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) {
-        ticket = atomicAdd(&tickets[output], 1);
-        if (ticket == splits - 1) tickets[output] = 0;  // ready for the next launch
-    }
-    __syncthreads();
-    __threadfence();
-    return ticket == splits - 1;
 }
 
 // The output at (row, column) is sum * factor + bias.

@@ -84,6 +84,7 @@ pub(super) const HEADERS: &[Header] = headers![
     "linear/dp4a.cuh",
     "linear/mma.cuh",
     "linear/sgemm.cuh",
+    "linear/splits.cuh",
     "linear/unpack.cuh",
     "linear/widen.cuh",
 ];

@@ -10,7 +10,7 @@ use secondwind_kernels::{
     select::{AttentionPath, AttentionTask, DeviceFacts, Phase, Precision, select_attention},
 };
 
-use crate::{close, common::Random, download, poisoned, told};
+use crate::{close, common::Random, download, poisoned, some, told};
 
 /// Sequences of one call: (tokens in the cache before, tokens that come).
 type Batch = &'static [(usize, usize)];
@@ -46,15 +46,20 @@ const HEADS: [(usize, usize, usize); 12] = [
 ];
 
 pub fn paths(device: &Device, random: &mut Random) -> Result<(), String> {
-    for heads in HEADS {
-        for dtype in KvDtype::ALL {
-            for batch in DECODING {
-                check(device, random, heads, dtype, batch, Phase::Decode)?;
-            }
-            for batch in PROMPTS {
-                check(device, random, heads, dtype, batch, Phase::Prefill)?;
-            }
-        }
+    let cases = HEADS.into_iter().flat_map(|heads| {
+        let dtypes = KvDtype::ALL.into_iter();
+        dtypes.flat_map(move |dtype| {
+            let batches = |batches: [Batch; 4], phase| batches.map(|batch| (batch, phase));
+            let (decoding, prompts) = (
+                batches(DECODING, Phase::Decode),
+                batches(PROMPTS, Phase::Prefill),
+            );
+            let both = decoding.into_iter().chain(prompts);
+            both.map(move |(batch, phase)| (heads, dtype, batch, phase))
+        })
+    });
+    for (heads, dtype, batch, phase) in some(cases) {
+        check(device, random, heads, dtype, batch, phase)?;
     }
     Ok(())
 }

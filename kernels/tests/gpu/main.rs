@@ -103,6 +103,13 @@ fn run(
     outcome.map_err(|what| format!("{what} (SEED={seed})").into())
 }
 
+/// The cases that run: every `EVERY`th, for sanitizers, which take long over each.
+fn some<T>(cases: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+    let every = std::env::var("EVERY").ok();
+    let every = every.and_then(|every| every.parse().ok()).unwrap_or(1);
+    cases.step_by(usize::max(every, 1))
+}
+
 fn told<E: std::fmt::Display>(error: E) -> String {
     error.to_string()
 }

@@ -39,7 +39,7 @@ pub(super) fn integer(
 ) -> Result<(), KernelError> {
     match path {
         LinearPath::A8Dp4aGemv => dp4a_gemv(device, bits, a8, jobs, guard)?,
-        LinearPath::A8Dp4aGemm => dp4a_gemm(device, bits, a8, jobs, guard)?,
+        LinearPath::A8Dp4aGemm => dp4a_gemm(device, bits, a8, jobs, sums, guard)?,
         LinearPath::A8Mma => mma(device, bits, a8, jobs, sums, guard)?,
         other => return Err(not_for(other, "quantised")),
     }
@@ -208,28 +208,33 @@ fn dp4a_gemm(
     bits: u8,
     a8: &Quantised,
     jobs: &Jobs,
+    partial: &PartialSums,
     guard: &Guard,
 ) -> Result<(), CudaError> {
     let (rows, tiles) = (jobs.rows as usize, jobs.tiles as usize);
-    let multiprocessors = device.facts().multiprocessors as usize;
-    let blocks = |tile_rows: usize, columns: usize| {
-        rows.div_ceil(tile_rows) * tiles.div_ceil(columns / TILE_COLUMNS)
+    // The widest only where it is known to pay; it leaves K whole.
+    let known: &[(usize, usize, bool)] = match rows {
+        512.. => &[(64, 128, false), (64, 64, true), (32, 64, true)],
+        _ => &[(64, 64, true), (32, 64, true)],
     };
-    // Padding of the taller tile against its better reuse, and enough blocks for the card.
-    let short = 32 * rows.div_ceil(32) * 104 < 64 * rows.div_ceil(64) * 100
-        || blocks(64, 64) < 3 * multiprocessors;
-    let (tile_rows, columns) = match short {
-        true => (32, 64),
-        false if rows >= 512 && blocks(64, 128) >= 6 * multiprocessors => (64, 128),
-        false => (64, 64),
-    };
+    let costs = known.iter().map(|&(tile_rows, columns, may_split)| {
+        let (down, across) = (
+            rows.div_ceil(tile_rows),
+            tiles.div_ceil(columns / TILE_COLUMNS),
+        );
+        let outputs = tile_rows * columns;
+        let most = if may_split { MOST_SPLITS } else { 1 };
+        let (splits, cost) = splits(device, jobs, [down, across], outputs, 3, most);
+        // A taller tile reads shared memory less often for the same products.
+        let weight = outputs * if tile_rows == 32 { 104 } else { 100 };
+        (cost * weight, tile_rows, columns, [down, across, splits])
+    });
+    let best = costs.min_by_key(|(cost, ..)| *cost);
+    let (_, tile_rows, columns, grid) = best.expect("there are shapes");
     let kernel = format!("linear_a8_dp4a_gemm_w{bits}_r{tile_rows}_c{columns}");
-    let grid = [
-        rows.div_ceil(tile_rows),
-        tiles.div_ceil(columns / TILE_COLUMNS),
-    ];
-    launch!(device, &kernel, flat(grid), [128, 1, 1], 0;
-        a8.q.address(), a8.d.address(), a8.dsum.address(), *jobs, guard.address())
+    launch!(device, &kernel, grid.map(|size| size as u32), [128, 1, 1], 0;
+        a8.q.address(), a8.d.address(), a8.dsum.address(), *jobs, partial.sums.address(),
+        partial.tickets.address(), guard.address())
 }
 
 /// Where blocks that split K leave their sums for the last of them to add up.
@@ -319,24 +324,43 @@ fn runs(jobs: &Jobs, tiles: usize, warps: usize) -> usize {
 /// The grid of blocks that take `block_rows` rows and, with each of 4 warps, `tiles` tiles, of which
 /// a multiprocessor holds `blocks`: (groups of rows, groups of columns, splits of K).
 fn tiled(device: &Device, jobs: &Jobs, block_rows: usize, tiles: usize, blocks: usize) -> [u32; 3] {
-    let at_once = blocks * device.facts().multiprocessors as usize;
     let (row_groups, groups) = (
         (jobs.rows as usize).div_ceil(block_rows),
         runs(jobs, tiles, 4),
     );
+    let outputs = block_rows * 4 * tiles * TILE_COLUMNS;
+    let grid = [row_groups, groups];
+    let (splits, _) = splits(device, jobs, grid, outputs, blocks, MOST_SPLITS);
+    [row_groups as u32, groups as u32, splits as u32]
+}
+
+/// Parts of K, at the most.
+const MOST_SPLITS: usize = 12;
+
+/// Into how many parts, `most` at the most, blocks split K where a grid of `outputs` values a block would not fill the card, of which
+/// a multiprocessor holds `blocks`, and what that costs in superblocks.
+fn splits(
+    device: &Device,
+    jobs: &Jobs,
+    [rows, columns]: [usize; 2],
+    outputs: usize,
+    blocks: usize,
+    most: usize,
+) -> (usize, usize) {
+    let at_once = blocks * device.facts().multiprocessors as usize;
     let superblocks = jobs.superblocks as usize;
-    let sums = row_groups * block_rows * groups * 4 * tiles * TILE_COLUMNS;
-    let most = match row_groups * groups <= PartialSums::TICKETS {
-        true => (PartialSums::SUMS / sums).clamp(1, superblocks.min(12)),
+    let most = match rows * columns <= PartialSums::TICKETS {
+        true => (PartialSums::SUMS / (rows * columns * outputs)).clamp(1, superblocks.min(most)),
         false => 1,
     };
-    let cost = |splits: usize| {
-        let waves = (row_groups * groups * splits).div_ceil(at_once);
+    let costs = (1..=most).map(|splits| {
+        let waves = (rows * columns * splits).div_ceil(at_once);
         // A split costs as much as five superblocks.
-        waves * (superblocks.div_ceil(splits) + 5)
-    };
-    let splits = (1..=most).min_by_key(|splits| cost(*splits)).unwrap_or(1);
-    [row_groups as u32, groups as u32, splits as u32]
+        (splits, waves * (superblocks.div_ceil(splits) + 5))
+    });
+    costs
+        .min_by_key(|(_, cost)| *cost)
+        .unwrap_or((1, superblocks))
 }
 
 /// Products with unquantised weights.
