@@ -11,6 +11,8 @@ constexpr int ROW_THREADS = 1024;
 constexpr int DIGIT_BITS = 11;
 constexpr int BINS = 1 << DIGIT_BITS;
 
+constexpr float FAR = -105.0f;  // an exponential is 0 from here down
+
 struct Candidate {
     u32 id;
     float logit;
@@ -160,23 +162,16 @@ __device__ __forceinline__ void reduce_chunk(const float* logits, const float* t
     // Few f32 additions in a thread, then f64 across threads.
     float part = 0.0f, part_t = 0.0f, part_x = 0.0f;
 #pragma unroll
-    for (int i = 0; i < CHUNK_ITEMS; i += 4) {
-        float term[4], term_t[4], term_x[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float distance = logit_of(ranks[i + j]) - max;
-            const bool none = ranks[i + j] == NONE;
-            term[j] = none ? 0.0f : expf(distance);
-            // Far below, where the exponential is 0, the product is too.
-            const float x = temperature > 0.0f ? fmaxf(distance / temperature, -105.0f) : 0.0f;
-            term_t[j] = none                 ? 0.0f
-                        : temperature > 0.0f ? expf(x)
-                                             : distance == 0.0f;
-            term_x[j] = x * term_t[j];
-        }
-        part += (term[0] + term[1]) + (term[2] + term[3]);
-        part_t += (term_t[0] + term_t[1]) + (term_t[2] + term_t[3]);
-        part_x += (term_x[0] + term_x[1]) + (term_x[2] + term_x[3]);
+    for (int i = 0; i < CHUNK_ITEMS; i++) {
+        // Of NONE negative infinity or, where nothing is left, NaN; here and far below the terms are 0.
+        const float distance = logit_of(ranks[i]) - max;
+        const float x = temperature > 0.0f ? distance / temperature
+                        : distance == 0.0f ? 0.0f
+                                           : FAR;
+        const float term_t = expf(fmaxf(x, FAR));
+        part += expf(fmaxf(distance, FAR));
+        part_t += term_t;
+        part_x += fmaxf(x, FAR) * term_t;
     }
     __shared__ double sums[3][WARPS];
     const double sum = warp_sum((double)part), sum_t = warp_sum((double)part_t);
