@@ -198,6 +198,11 @@ pub fn check_generate(
     let max_tokens = request
         .max_tokens
         .map_or(room, |asked| room.min(asked as usize));
+    let min_tokens = request.min_tokens.unwrap_or(0);
+    if min_tokens as usize > room {
+        let range = format!("at most {room}, for which the context has room after the prompt");
+        return Err(out_of_range("min_tokens", min_tokens, &range));
+    }
     Ok(CheckedRequest {
         sequence: NewSequence {
             prompt,

@@ -199,13 +199,35 @@ proptest! {
         prop_assume!(s.temperature == 0.0 || distance > 1e-9);
         match split_draw(&logits, &cuts, keep, &s, position) {
             Draw::Token(token) => prop_assert_eq!(token.token, expected),
-            Draw::NeedsWholeRow => prop_assert!(keep < logits.len()),
+            Draw::NeedsWholeRow => {
+                let alive = logits.iter().filter(|logit| logit.is_finite()).count();
+                prop_assert!(keep <= alive, "everything that can be drawn was there");
+            }
         }
         // With every logit at hand there is always an answer.
         let Draw::Token(token) = split_draw(&logits, &cuts, logits.len(), &s, position) else {
             return Err(TestCaseError::fail("a whole row needed more"));
         };
         prop_assert_eq!(token.token, expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #[test]
+    fn few_candidates_decide_what_is_typical_or_say_that_they_cannot(
+        logits in prop::collection::vec(-3.0_f32..3.0, 2..60),
+        cuts in prop::collection::vec(0_usize..60, 0..2),
+        keep in 1_usize..20,
+        typical_p in 0.02_f32..0.99,
+        seed in any::<u64>(),
+    ) {
+        let s = Sampling { typical_p, seed, ..sampling() };
+        let (expected, distance) = reference(&logits, &s, 0);
+        prop_assume!(distance > 1e-9);
+        if let Draw::Token(token) = split_draw(&logits, &cuts, keep, &s, 0) {
+            prop_assert_eq!(token.token, expected);
+        }
     }
 }
 
@@ -300,9 +322,10 @@ fn a_rank_whose_tokens_are_all_banned_adds_nothing() {
             ..sampling()
         },
     ] {
+        // Two of four are left: a rank with room for three has them all.
         for position in 0..50 {
-            let together = split_draw(&logits, &[], 8, &s, position);
-            assert_eq!(split_draw(&logits, &[2], 8, &s, position), together);
+            let together = split_draw(&logits, &[], 3, &s, position);
+            assert_eq!(split_draw(&logits, &[2], 3, &s, position), together);
             assert!(matches!(together, Draw::Token(token) if token.token >= 2));
         }
     }

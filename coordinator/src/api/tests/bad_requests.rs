@@ -238,6 +238,14 @@ async fn every_bad_field_is_named() {
         ),
         (
             v1::GenerateRequest {
+                min_tokens: Some(64),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "min_tokens: 64 is not at most 63, for which the context has room after the prompt",
+        ),
+        (
+            v1::GenerateRequest {
                 n: Some(2),
                 ..base()
             },
