@@ -233,6 +233,48 @@ async fn the_same_seed_gives_the_same_tokens_in_any_company() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_seed_gives_the_same_tokens_when_blocks_run_out() {
+    const REQUESTS: u64 = 6;
+    let roomy = Cluster::start(Setup::builtin(1)).await;
+    let mut client = roomy.client().await;
+    let mut alone = Vec::new();
+    for seed in 0..REQUESTS {
+        alone.push(answer(&mut client, lasting(seed, 300)).await.unwrap().1);
+    }
+    let group = roomy.until_serving(1).await;
+    roomy.stop().await;
+
+    // Keys and values of a token: 6 layers, 2 KV heads of 32 channels, in f32. All requests fit at first, and
+    // a third of them at their full length.
+    let block_bytes = group.block_tokens * 6 * 2 * 2 * 32 * 4;
+    let blocks = 2 * 300_u64.div_ceil(group.block_tokens) + 8;
+    let spare = group.kv_blocks - blocks;
+    let setup = Setup {
+        max_context_tokens: Some(400),
+        memory_bytes: group.ranks[0].planned_bytes - spare * block_bytes,
+        ..Setup::builtin(1)
+    };
+    let tight = Cluster::start(setup).await;
+    let held = tight.until_serving(1).await;
+    let capacity = held.kv_blocks * held.block_tokens;
+    assert!(
+        (400..REQUESTS * 300).contains(&capacity),
+        "room for {capacity} tokens"
+    );
+    let client = tight.client().await;
+    let together: Vec<_> = (0..REQUESTS)
+        .map(|seed| {
+            let mut client = client.clone();
+            tokio::spawn(async move { answer(&mut client, lasting(seed, 300)).await.unwrap().1 })
+        })
+        .collect();
+    for (task, alone) in together.into_iter().zip(&alone) {
+        assert_eq!(task.await.unwrap(), *alone);
+    }
+    tight.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rules_hold_on_after_an_epoch_is_lost() {
     let mut cluster = Cluster::start(Setup::builtin(1)).await;
     let mut client = cluster.client().await;

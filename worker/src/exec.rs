@@ -11,6 +11,7 @@ use crate::{
     timeline::{Mark, Part},
 };
 
+mod changes;
 mod logits;
 mod place;
 

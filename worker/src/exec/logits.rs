@@ -7,7 +7,7 @@ use secondwind_kernels::logits::CANDIDATES;
 use secondwind_model::step::{RowResult, Sampling, Step, StepResult};
 use secondwind_proto::v1;
 
-use super::{Activations, ExecError, Place};
+use super::{Activations, ExecError, Place, changes::Changes};
 use crate::{
     backend::{Backend, RowRequest},
     batch::Batch,
@@ -180,55 +180,6 @@ fn mark<B: Backend>(backend: &mut B, part: Part) -> Result<(), ExecError> {
     marked.map_err(|source| ExecError::Op { place, source })
 }
 
-/// What rules change of this rank's rows, and of which rows the former logits matter.
-struct Changes<'a> {
-    adjustments: &'a Adjustments,
-    /// By sampling row: the most likely tokens to report of a row that changes.
-    reported: Vec<Option<u32>>,
-    /// Elements of a row.
-    width: usize,
-    first_id: u32,
-}
-
-impl<'a> Changes<'a> {
-    fn of<B: Backend>(
-        adjustments: &'a Adjustments,
-        samplings: &[&Sampling],
-        shard: &Shard<B>,
-    ) -> Self {
-        let reported = samplings.iter().enumerate().map(|(row, sampling)| {
-            let changes = !adjustments.of_row(row).is_empty();
-            sampling.logprobs.filter(|_| changes)
-        });
-        Self {
-            adjustments,
-            reported: reported.collect(),
-            width: shard.vocab.len(),
-            first_id: shard.vocab.start as u32,
-        }
-    }
-
-    /// Rows from the first on that hold all whose former logits matter.
-    fn rows_to_keep(&self) -> usize {
-        let last = self.reported.iter().rposition(Option::is_some);
-        last.map_or(0, |last| last + 1)
-    }
-
-    /// What the changed logits of `row` were, by token; nothing if that does not matter.
-    fn originals(&self, row: usize, originals: &[f32]) -> HashMap<u32, f32> {
-        if self.reported.get(row).copied().flatten().is_none() {
-            return HashMap::new();
-        }
-        let range = self.adjustments.of_row(row);
-        let changes = self.adjustments.changes[range.clone()].iter();
-        let first = (row * self.width) as u32;
-        changes
-            .zip(&originals[range])
-            .map(|(change, &original)| (self.first_id + (change.element - first), original))
-            .collect()
-    }
-}
-
 /// This rank's part of every logit row after their changes, and what the changed logits were if that matters.
 fn reduce<B: Backend>(
     backend: &mut B,
@@ -258,7 +209,7 @@ fn reduce<B: Backend>(
     let before = backend
         .reduce_rows(logits, shard.vocab.len(), first_id, kept)
         .map_err(op("sample.reduce"))?;
-    let list = &changes.adjustments.changes;
+    let list = changes.all();
     let mut originals = vec![0.0; if kept.is_empty() { 0 } else { list.len() }];
     if !list.is_empty() {
         let wanted = (!kept.is_empty()).then_some(originals.as_mut_slice());
@@ -275,7 +226,7 @@ fn reduce<B: Backend>(
         match request {
             RowRequest::Sample { .. } => {
                 let before = before.next();
-                let own = changes.reported[index].zip(before).map(|(top, (own, _))| {
+                let own = changes.reported(index).zip(before).map(|(top, (own, _))| {
                     let were = changes.originals(index, &originals);
                     let best = own.candidates.into_iter().take(top as usize);
                     let (ids, logits) = best.unzip();
