@@ -69,9 +69,8 @@ fn request(salt: usize) -> NewSequence {
             temperature: 0.7,
             top_k: 20,
             top_p: 0.8,
-            min_p: 0.0,
             seed: 1,
-            logprobs: None,
+            ..Sampling::default()
         },
         prompt_logprobs: false,
     }

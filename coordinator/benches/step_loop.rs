@@ -117,11 +117,7 @@ async fn measure(sequences: usize, world: usize) -> Duration {
         prompt: vec![1; 8],
         sampling: Sampling {
             temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed: 0,
-            logprobs: None,
+            ..Sampling::default()
         },
         max_tokens: TOKENS,
         stop_token_ids: vec![0],

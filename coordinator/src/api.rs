@@ -5,6 +5,7 @@ mod inference;
 mod prompt;
 mod request;
 mod response;
+mod rules;
 mod server;
 mod status;
 #[cfg(test)]

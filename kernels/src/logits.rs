@@ -1,5 +1,35 @@
 //! What one rank says about a row of logits: enough for the ranks together to sample exactly.
 
+/// Most candidates that a rank keeps of a row.
+pub const CANDIDATES: usize = 256;
+
+/// One logit's change: `x + bias`, then divided by `penalty` if positive and else multiplied by it, then
+/// less `subtract`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(16))]
+pub struct Adjustment {
+    /// Index into (rows, width) logits; no two of a call are the same.
+    pub element: u32,
+    /// Negative infinity bans the token.
+    pub bias: f32,
+    /// Above 0.
+    pub penalty: f32,
+    /// Finite.
+    pub subtract: f32,
+}
+
+impl Adjustment {
+    /// What becomes of `logit`. What was finite stays finite or is banned.
+    pub fn apply(&self, logit: f32) -> f32 {
+        let biased = logit + self.bias;
+        let penalised = match biased > 0.0 {
+            true => biased / self.penalty,
+            false => biased * self.penalty,
+        };
+        (penalised - self.subtract).min(f32::MAX)
+    }
+}
+
 /// A row of one rank's logits, reduced.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowSummary {
@@ -9,6 +39,8 @@ pub struct RowSummary {
     pub sum_exp: f64,
     /// Sum of `exp((logit - max) / temperature)`; at temperature 0 how many logits equal `max`.
     pub sum_exp_t: f64,
+    /// Sum of `x * exp(x)`, `x = (logit - max) / temperature`, which gives the entropy; 0 at temperature 0.
+    pub sum_x_exp_t: f64,
     /// The best tokens, (id, logit), by falling logit, then rising id. Banned ones are left out.
     pub candidates: Vec<(u32, f32)>,
 }

@@ -5,7 +5,7 @@ mod common;
 use common::{Random, assert_close, assert_same_bits, dense, dense_data};
 use secondwind_kernels::embedding::{EmbeddingBuilder, EmbeddingSource, EmbeddingTable};
 use secondwind_kernels::heads::HeadRows;
-use secondwind_kernels::logits::{first_non_finite, target_logit};
+use secondwind_kernels::logits::{Adjustment, first_non_finite, target_logit};
 use secondwind_kernels::weights::Dtype;
 use secondwind_kernels::{cpu, reference};
 
@@ -180,17 +180,78 @@ fn a_row_of_logits_reduces_as_a_full_sort_does() {
                     close(got.sum_exp_t, expected.sum_exp_t),
                     "{temperature} {length}"
                 );
+                let error = (got.sum_x_exp_t - expected.sum_x_exp_t).abs();
+                assert!(
+                    error <= 2e-5 * expected.sum_x_exp_t.abs(),
+                    "{temperature} {length}: {} {}",
+                    got.sum_x_exp_t,
+                    expected.sum_x_exp_t
+                );
             }
         }
     }
     let banned = cpu::reduce_row(&[f32::NEG_INFINITY; 40], 1.0, 0, 256);
     assert_eq!(
-        (banned.sum_exp, banned.sum_exp_t, banned.candidates.len()),
-        (0.0, 0.0, 0)
+        (
+            banned.sum_exp,
+            banned.sum_exp_t,
+            banned.sum_x_exp_t,
+            banned.candidates.len()
+        ),
+        (0.0, 0.0, 0.0, 0)
     );
     let greedy = cpu::reduce_row(&[1.0, 3.0, 3.0], 0.0, 10, 2);
     assert_eq!(greedy.candidates, [(11, 3.0), (12, 3.0)]);
-    assert_eq!(greedy.sum_exp_t, 2.0);
+    assert_eq!((greedy.sum_exp_t, greedy.sum_x_exp_t), (2.0, 0.0));
+}
+
+#[test]
+fn single_logits_change_as_their_rules_say() {
+    let mut random = Random(6);
+    let logits: Vec<f32> = random.floats(900).iter().map(|x| x * 20.0).collect();
+    let mut elements: Vec<u32> = (0..900).collect();
+    elements.retain(|_| random.below(3) == 0);
+    let adjustments: Vec<Adjustment> = elements
+        .iter()
+        .map(|&element| Adjustment {
+            element,
+            bias: [0.0, 1.5, -100.0, f32::NEG_INFINITY][random.below(4)],
+            penalty: [1.0, 1.05, 0.3, 7.0][random.below(4)],
+            subtract: [0.0, 0.1, -2.0, 31.7][random.below(4)],
+        })
+        .collect();
+    let (mut got, mut expected) = (logits.clone(), logits.clone());
+    let mut originals = vec![f32::NAN; elements.len()];
+    cpu::adjust_logits(&mut got, &adjustments, Some(&mut originals)).unwrap();
+    reference::adjust_logits(&mut expected, &adjustments, None).unwrap();
+    for (index, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
+        let same = got == expected || (got - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+        assert!(same, "{index}: {got} {expected}");
+        if !elements.contains(&(index as u32)) {
+            assert_eq!(got.to_bits(), logits[index].to_bits());
+        }
+    }
+    for (&element, original) in elements.iter().zip(originals) {
+        assert_eq!(original, logits[element as usize]);
+    }
+    // What is finite never becomes infinity, which would make every other token impossible.
+    let far = Adjustment {
+        element: 0,
+        bias: 0.0,
+        penalty: 0.01,
+        subtract: -5.0,
+    };
+    assert_eq!(far.apply(f32::MAX), f32::MAX);
+    assert_eq!(far.apply(4.0), 405.0);
+    let outside = Adjustment {
+        element: 900,
+        ..far
+    };
+    let error = cpu::adjust_logits(&mut got, &[outside], None).unwrap_err();
+    assert!(error.to_string().contains("element 900 of 900"), "{error}");
+    assert!(reference::adjust_logits(&mut got, &[outside], None).is_err());
+    let mut short = [0.0; 2];
+    assert!(cpu::adjust_logits(&mut got, &[far], Some(&mut short)).is_err());
 }
 
 #[test]

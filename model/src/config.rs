@@ -138,6 +138,8 @@ pub struct GenerationDefaults {
     pub top_p: Option<f32>,
     /// `min_p`.
     pub min_p: Option<f32>,
+    /// `typical_p`.
+    pub typical_p: Option<f32>,
     /// `repetition_penalty`.
     pub repetition_penalty: Option<f32>,
 }

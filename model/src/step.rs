@@ -62,6 +62,9 @@ impl RowInput {
 }
 
 /// How one token is drawn. Random numbers are a function of (`seed`, position) only.
+///
+/// Logits are changed as `rules` say and divided by `temperature`; then `top_k`, `top_p`, `min_p` and
+/// `typical_p` filter, in this order, each what the former left, as `transformers` does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy.
@@ -72,10 +75,103 @@ pub struct Sampling {
     pub top_p: f32,
     /// 0 is off.
     pub min_p: f32,
+    /// Keeps the tokens whose surprisal is nearest to the entropy until they hold this much probability
+    /// (Meister et al., "Locally Typical Sampling", 2022). 1 is off.
+    pub typical_p: f32,
     /// Seed of the counter-based generator.
     pub seed: u64,
     /// Number of most likely tokens to report with the sampled one; `None` reports no log-probability.
     pub logprobs: Option<u32>,
+    /// What changes the sequence's logits. Comes with the first row that samples since the sequence came
+    /// to the workers, and holds until it leaves them.
+    pub rules: Option<Box<LogitRules>>,
+}
+
+impl Default for Sampling {
+    /// Greedy, of the logits as they are.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            seed: 0,
+            logprobs: None,
+            rules: None,
+        }
+    }
+}
+
+/// What changes a sequence's logits before anything is drawn, and what that depends on.
+///
+/// With `n` the times that a token is among the output, its logit becomes, in this order:
+/// `x + bias`; where prompt or output have the token, `x / repetition_penalty` if positive, else
+/// `x * repetition_penalty`; `x - (frequency_penalty * n + presence_penalty)` if `n > 0`. While the output
+/// is shorter than `min_tokens`, stop tokens cannot be drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogitRules {
+    /// Above 0; 1 is off (Keskar et al., "CTRL", 2019, as `transformers` applies it).
+    pub repetition_penalty: f32,
+    /// 0 is off (OpenAI's definition, as that of `frequency_penalty`).
+    pub presence_penalty: f32,
+    /// 0 is off.
+    pub frequency_penalty: f32,
+    /// (token, amount), by rising token, each token once.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens of output before which `stop_tokens` are out of the question.
+    pub min_tokens: u32,
+    /// Rising; empty if `min_tokens` is 0.
+    pub stop_tokens: Vec<u32>,
+    /// How many of the sequence's tokens are its prompt; the others are output.
+    pub prompt_tokens: usize,
+    /// The sequence's tokens from [`LogitRules::history_start`] up to the row that brings these rules, which
+    /// need not cross the wire otherwise: their KV may be there already. The scheduler fills it in.
+    pub history: Vec<u32>,
+}
+
+impl Default for LogitRules {
+    /// Nothing is changed.
+    fn default() -> Self {
+        Self {
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            min_tokens: 0,
+            stop_tokens: Vec::new(),
+            prompt_tokens: 0,
+            history: Vec::new(),
+        }
+    }
+}
+
+impl LogitRules {
+    /// True if no logit changes.
+    pub fn change_nothing(&self) -> bool {
+        !self.count_prompt()
+            && !self.count_output()
+            && self.logit_bias.is_empty()
+            && self.min_tokens == 0
+    }
+
+    /// Position of the first of a sequence's `position` first tokens that matter to the rules; `position` if
+    /// none does.
+    pub fn history_start(&self, position: usize) -> usize {
+        match (self.count_prompt(), self.count_output()) {
+            (true, _) => 0,
+            (false, true) => self.prompt_tokens.min(position),
+            (false, false) => position,
+        }
+    }
+
+    fn count_prompt(&self) -> bool {
+        self.repetition_penalty != 1.0
+    }
+
+    fn count_output(&self) -> bool {
+        self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
 }
 
 /// What rank 0 answers for one step.
@@ -100,7 +196,9 @@ pub struct RowResult {
     pub prompt_logprobs: Vec<f32>,
 }
 
-/// A token, its natural log-probability under the unscaled logits, and the most likely ones.
+/// A token, its natural log-probability, and the most likely tokens. Probabilities are the model's own: of the
+/// logits before rules, temperature and filters, as vLLM reports them by default. So they compare between
+/// requests, and a token that a rule forbids may be among the most likely ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// The token.

@@ -1,7 +1,7 @@
 //! [`Step`] and [`StepResult`] on the wire.
 
 use secondwind_model::step::{
-    RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
+    LogitRules, RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
 };
 
 use crate::{WireError, index, v1};
@@ -77,7 +77,7 @@ impl TryFrom<v1::StepRow> for StepRow {
             position: index(from.position, message, "position")?,
             input,
             new_blocks: from.new_blocks,
-            sample: from.sample.map(Into::into),
+            sample: from.sample.map(TryInto::try_into).transpose()?,
             prompt_targets: from.prompt_targets,
         })
     }
@@ -90,22 +90,66 @@ impl From<&Sampling> for v1::Sampling {
             top_k: from.top_k,
             top_p: from.top_p,
             min_p: from.min_p,
+            typical_p: from.typical_p,
             seed: from.seed,
             logprobs: from.logprobs,
+            rules: from.rules.as_deref().map(Into::into),
         }
     }
 }
 
-impl From<v1::Sampling> for Sampling {
-    fn from(from: v1::Sampling) -> Self {
-        Self {
+impl TryFrom<v1::Sampling> for Sampling {
+    type Error = WireError;
+
+    fn try_from(from: v1::Sampling) -> Result<Self, WireError> {
+        let rules: Option<LogitRules> = from.rules.map(TryInto::try_into).transpose()?;
+        Ok(Self {
             temperature: from.temperature,
             top_k: from.top_k,
             top_p: from.top_p,
             min_p: from.min_p,
+            typical_p: from.typical_p,
             seed: from.seed,
             logprobs: from.logprobs,
+            rules: rules.map(Box::new),
+        })
+    }
+}
+
+impl From<&LogitRules> for v1::LogitRules {
+    fn from(from: &LogitRules) -> Self {
+        let bias = |&(token, bias)| v1::TokenBias { token, bias };
+        Self {
+            repetition_penalty: from.repetition_penalty,
+            presence_penalty: from.presence_penalty,
+            frequency_penalty: from.frequency_penalty,
+            logit_bias: from.logit_bias.iter().map(bias).collect(),
+            min_tokens: from.min_tokens,
+            stop_tokens: from.stop_tokens.clone(),
+            prompt_tokens: from.prompt_tokens as u64,
+            history: from.history.clone(),
         }
+    }
+}
+
+impl TryFrom<v1::LogitRules> for LogitRules {
+    type Error = WireError;
+
+    fn try_from(from: v1::LogitRules) -> Result<Self, WireError> {
+        Ok(Self {
+            repetition_penalty: from.repetition_penalty,
+            presence_penalty: from.presence_penalty,
+            frequency_penalty: from.frequency_penalty,
+            logit_bias: from
+                .logit_bias
+                .iter()
+                .map(|bias| (bias.token, bias.bias))
+                .collect(),
+            min_tokens: from.min_tokens,
+            stop_tokens: from.stop_tokens,
+            prompt_tokens: index(from.prompt_tokens, "LogitRules", "prompt_tokens")?,
+            history: from.history,
+        })
     }
 }
 

@@ -4,11 +4,35 @@ use proptest::prelude::*;
 use prost::Message;
 use secondwind_model::{
     capabilities::{Capabilities, Recordings},
-    step::{RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs},
+    step::{LogitRules, RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs},
 };
 use secondwind_proto::{
     WireError, fuzz, step_from_wire, step_result_from_wire, step_result_to_wire, step_to_wire, v1,
 };
+
+fn rules() -> impl Strategy<Value = LogitRules> {
+    let ids = || prop::collection::vec(any::<u32>(), 0..4);
+    (
+        (0.1_f32..9.0, -2.0_f32..2.0, -2.0_f32..2.0),
+        prop::collection::vec((any::<u32>(), -100.0_f32..100.0), 0..3),
+        any::<u32>(),
+        ids(),
+        0_usize..1 << 40,
+        ids(),
+    )
+        .prop_map(
+            |(penalties, logit_bias, min_tokens, stop_tokens, prompt_tokens, history)| LogitRules {
+                repetition_penalty: penalties.0,
+                presence_penalty: penalties.1,
+                frequency_penalty: penalties.2,
+                logit_bias,
+                min_tokens,
+                stop_tokens,
+                prompt_tokens,
+                history,
+            },
+        )
+}
 
 fn sampling() -> impl Strategy<Value = Sampling> {
     (
@@ -16,17 +40,21 @@ fn sampling() -> impl Strategy<Value = Sampling> {
         0_u32..99,
         0.1_f32..1.0,
         0.0_f32..1.0,
+        0.1_f32..1.0,
         any::<u64>(),
         prop::option::of(0_u32..20),
+        prop::option::of(rules().prop_map(Box::new)),
     )
         .prop_map(
-            |(temperature, top_k, top_p, min_p, seed, logprobs)| Sampling {
+            |(temperature, top_k, top_p, min_p, typical_p, seed, logprobs, rules)| Sampling {
                 temperature,
                 top_k,
                 top_p,
                 min_p,
+                typical_p,
                 seed,
                 logprobs,
+                rules,
             },
         )
 }

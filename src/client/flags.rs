@@ -64,6 +64,26 @@ pub struct SamplingFlags {
     /// Drop tokens less likely than this share of the most likely one [default: the checkpoint's own]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
+    /// Sample from the tokens whose surprisal is nearest to the entropy, which hold this much probability; 1 is
+    /// off [default: the checkpoint's own]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub typical_p: Option<f32>,
+    /// Divide positive logits of tokens that prompt or answer have by this, multiply others [default: the
+    /// checkpoint's own]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Take this from the logits of tokens that the answer has
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Take this from the logit of a token once for each time that the answer has it
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Add to the logit of a token; may be given several times
+    #[arg(long, value_name = "ID=X", value_parser = logit_bias, allow_hyphen_values = true)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Draw no stop token, and look for no stop text, before there are as many tokens
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub min_tokens: Option<u32>,
     /// Seed of the random numbers [default: drawn by the coordinator]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<u64>,
@@ -126,6 +146,12 @@ impl SamplingFlags {
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
+            typical_p: self.typical_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.iter().copied().collect(),
+            min_tokens: self.min_tokens,
             seed: self.seed,
             stop: self
                 .stop
@@ -136,8 +162,22 @@ impl SamplingFlags {
             ignore_eos: self.ignore_eos,
             logprobs: None,
             prompt_logprobs: false,
+            n: None,
+            best_of: None,
         }
     }
+}
+
+/// Reads `ID=X`.
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let (token, bias) = text.split_once('=').ok_or("is not ID=X")?;
+    let token = token
+        .parse()
+        .map_err(|error| format!("{token:?} is no token id: {error}"))?;
+    let bias = bias
+        .parse()
+        .map_err(|error| format!("{bias:?} is no number: {error}"))?;
+    Ok((token, bias))
 }
 
 /// A chat message.

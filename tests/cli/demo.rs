@@ -59,6 +59,35 @@ fn demo_prints_exactly_one_json_object() {
 }
 
 #[test]
+fn logits_are_changed_as_the_flags_say() {
+    let output = demo(&[
+        "--token-ids",
+        "1,2,3",
+        "--logit-bias",
+        "7=100",
+        "--logit-bias",
+        "8=90",
+        "--frequency-penalty",
+        "2",
+        "--max-tokens",
+        "9",
+        "--ignore-eos",
+        "--temperature",
+        "0",
+        "--json",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let answer: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let tokens = answer["token_ids"].as_array().unwrap();
+    assert!(
+        tokens.iter().all(|token| *token == 7 || *token == 8),
+        "{tokens:?}"
+    );
+    // Five times 2 make up for the difference of the biases, give or take what the model thinks.
+    assert!(tokens.iter().any(|token| *token == 8), "{tokens:?}");
+}
+
+#[test]
 fn demo_shows_plan_answer_and_speed() {
     let output = demo(&[
         "--token-ids",
@@ -93,6 +122,11 @@ fn a_refused_request_carries_its_code() {
         ["--temperature", "-1"],
         ["--max-tokens", "0"],
         ["--top-p", "nan"],
+        ["--typical-p", "0"],
+        ["--repetition-penalty", "0"],
+        ["--presence-penalty", "3"],
+        ["--logit-bias", "5=-101"],
+        ["--min-tokens", "100000"],
     ] {
         let output = demo(&[&["--token-ids", "1"], &flags[..]].concat());
         assert_eq!(

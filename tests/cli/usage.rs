@@ -39,6 +39,9 @@ fn the_command_line_is_checked() {
     );
     refuses(&["demo", "--token-ids", "1,two"], USAGE, &["two"]);
     refuses(&["demo", "--max-tokens", "-1"], USAGE, &["--max-tokens"]);
+    for wrong in ["5", "x=1", "5=y", "-1=2"] {
+        refuses(&["demo", "--logit-bias", wrong], USAGE, &["--logit-bias"]);
+    }
     refuses(
         &["demo", "--workers", "0"],
         USAGE,

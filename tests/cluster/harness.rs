@@ -27,6 +27,8 @@ pub struct Setup {
     pub max_waiting: usize,
     pub max_context_tokens: Option<usize>,
     pub kv_dtype: KvDType,
+    /// Of each worker.
+    pub memory_bytes: u64,
 }
 
 impl Setup {
@@ -39,6 +41,7 @@ impl Setup {
             max_waiting: 1024,
             max_context_tokens: None,
             kv_dtype: KvDType::F32,
+            memory_bytes: 1 << 30,
         }
     }
 }
@@ -113,7 +116,7 @@ impl Cluster {
             nccl_library: None,
             nccl_interface: None,
             threads: Some(1),
-            memory_bytes: Some(1 << 30),
+            memory_bytes: Some(self.setup.memory_bytes),
             peer_listen: "127.0.0.1:0".parse().unwrap(),
             name: name.to_owned(),
             linear_path: None,

@@ -344,12 +344,8 @@ impl Sequence {
 
 pub fn greedy(logprobs: Option<u32>) -> Option<Sampling> {
     Some(Sampling {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        seed: 0,
         logprobs,
+        ..Sampling::default()
     })
 }
 

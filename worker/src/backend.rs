@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use secondwind_kernels::{KernelError, select::Precision, weights::Dtype};
+use secondwind_kernels::{KernelError, logits::Adjustment, select::Precision, weights::Dtype};
 use secondwind_model::plan::KvDType;
 
 use crate::{
@@ -361,6 +361,18 @@ pub trait Backend {
         x: &Self::Buffer,
         width: usize,
         out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// Changes single logits in place; `originals`, if wanted, get what they were, in order. No two
+    /// changes are of the same logit.
+    ///
+    /// # Errors
+    /// The device failed, or a change is of no logit.
+    fn adjust_logits(
+        &mut self,
+        logits: &mut Self::Buffer,
+        changes: &[Adjustment],
+        originals: Option<&mut [f32]>,
     ) -> Result<(), KernelError>;
 
     /// Reduces the first rows of (any, width) logits, whose first column is token `first_id`: one

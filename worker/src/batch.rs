@@ -1,8 +1,10 @@
 //! One step as flat arrays over its tokens, and what a rank remembers of each sequence. Pure.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use secondwind_model::step::{RowInput, SequenceId, Step, StepRow};
+
+use crate::rules::{Adjustments, Rules};
 
 /// What the group agreed on at load; bounds of everything a step may carry.
 #[derive(Clone, Copy, Debug)]
@@ -151,6 +153,7 @@ pub struct Sequences {
 struct Known {
     blocks: Vec<u32>,
     tokens: usize,
+    rules: Option<Rules>,
 }
 
 impl Sequences {
@@ -220,6 +223,40 @@ impl Sequences {
     /// Remembers what a step sampled: (row, token).
     pub fn sampled(&mut self, tokens: impl IntoIterator<Item = (usize, u32)>) {
         self.sampled = tokens.into_iter().collect();
+    }
+
+    /// Which logits of `step`'s sampling rows change before they are sampled, over a rank's range of the
+    /// vocabulary; `batch` is what [`Sequences::batch`] made of the step.
+    ///
+    /// # Errors
+    /// More logits than an index holds.
+    pub fn adjustments(
+        &self,
+        step: &Step,
+        batch: &Batch,
+        vocab: &Range<usize>,
+    ) -> Result<Adjustments, BatchError> {
+        let mut adjustments = Adjustments::default();
+        for (index, &row) in batch.sample_rows.iter().enumerate() {
+            let row = &step.rows[row];
+            let known = self.known.get(&row.sequence);
+            if let Some(rules) = known.and_then(|known| known.rules.as_ref()) {
+                let first = index * vocab.len();
+                let limit = u32::MAX as usize;
+                let fits = first + vocab.len() <= limit;
+                let first = u32::try_from(first).ok().filter(|_| fits);
+                let first = first.ok_or(BatchError::TooLarge {
+                    step: step.number,
+                    what: "logits",
+                    count: (index + 1) * vocab.len(),
+                    limit,
+                })?;
+                let position = row.position + row.input.len();
+                rules.adjust(position, vocab, first, &mut adjustments.changes);
+            }
+            adjustments.ends.push(adjustments.changes.len());
+        }
+        Ok(adjustments)
     }
 
     fn lay_out(
@@ -310,6 +347,15 @@ impl Sequences {
             batch.row_of_token.push(index as u32);
             batch.context_lengths.push(position as u32 + 1);
         }
+        if let Some(rules) = row.sample.as_ref().and_then(|sample| sample.rules.as_ref()) {
+            if known.rules.is_some() {
+                return Err("its rules came before".into());
+            }
+            known.rules = Some(Rules::new(rules, row.position, vocab_size)?);
+        }
+        if let Some(rules) = &mut known.rules {
+            rules.count(row.position, tokens);
+        }
         for (token, &target) in (first..).zip(&row.prompt_targets) {
             targets.push((token, (index, in_vocabulary(target)?)));
         }
@@ -323,7 +369,7 @@ impl Sequences {
 
 #[cfg(test)]
 mod tests {
-    use secondwind_model::step::Sampling;
+    use secondwind_model::step::{LogitRules, Sampling};
 
     use super::*;
 
@@ -356,14 +402,7 @@ mod tests {
     }
 
     fn greedy() -> Option<Sampling> {
-        Some(Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed: 0,
-            logprobs: None,
-        })
+        Some(Sampling::default())
     }
 
     #[test]
@@ -391,6 +430,71 @@ mod tests {
         next.input = RowInput::Sampled { step: 0, row: 0 };
         let batch = sequences.batch(&step(1, vec![next])).unwrap();
         assert_eq!((batch.tokens, batch.slots), (vec![42], vec![25]));
+    }
+
+    #[test]
+    fn rules_hold_until_a_sequence_leaves() {
+        let mut sequences = Sequences::new(LIMITS);
+        let ruled = |repetition_penalty, history: &[u32]| {
+            Some(Sampling {
+                rules: Some(Box::new(LogitRules {
+                    repetition_penalty,
+                    prompt_tokens: 3,
+                    history: history.to_vec(),
+                    ..LogitRules::default()
+                })),
+                ..Sampling::default()
+            })
+        };
+        let touched = |sequences: &Sequences, step: &Step, batch: &Batch| {
+            // This rank has tokens 10 to 49.
+            let adjustments = sequences.adjustments(step, batch, &(10..50)).unwrap();
+            let elements = |row| {
+                let changes = &adjustments.changes[adjustments.of_row(row)];
+                changes.iter().map(|change| change.element).collect()
+            };
+            (0..batch.sample_rows.len())
+                .map(elements)
+                .collect::<Vec<Vec<u32>>>()
+        };
+        // The rules come with the last chunk of the prompt, beside a sequence without any.
+        sequences
+            .batch(&step(0, vec![row(7, 0, &[12, 9], &[3])]))
+            .unwrap();
+        let mut last = row(7, 2, &[49], &[]);
+        last.sample = ruled(1.1, &[12, 9]);
+        let mut other = row(8, 0, &[20], &[4]);
+        other.sample = greedy();
+        let second = step(1, vec![other, last]);
+        let batch = sequences.batch(&second).unwrap();
+        assert_eq!(
+            touched(&sequences, &second, &batch),
+            [vec![], vec![40 + 2, 40 + 39]]
+        );
+        sequences.sampled([(0, 21), (1, 30)]);
+        let mut sampled = row(7, 3, &[], &[]);
+        sampled.input = RowInput::Sampled { step: 1, row: 1 };
+        sampled.sample = greedy();
+        let third = step(2, vec![sampled]);
+        let batch = sequences.batch(&third).unwrap();
+        assert_eq!(touched(&sequences, &third, &batch), [vec![2, 20, 39]]);
+        // Rules come once for each time that a sequence comes.
+        let mut again = row(7, 4, &[1], &[5]);
+        again.sample = ruled(1.1, &[12, 9, 49, 30]);
+        let error = sequences
+            .batch(&step(3, vec![again.clone()]))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("its rules came before"), "{error}");
+        let mut anew = step(4, vec![row(7, 0, &[1], &[2])]);
+        anew.ended = vec![7];
+        anew.rows[0].sample = greedy();
+        let batch = sequences.batch(&anew).unwrap();
+        assert_eq!(touched(&sequences, &anew, &batch), [Vec::<u32>::new()]);
+        let mut wrong = row(9, 0, &[1], &[6]);
+        wrong.sample = ruled(-1.0, &[]);
+        let error = sequences.batch(&step(5, vec![wrong])).unwrap_err();
+        assert!(error.to_string().contains("no legal numbers"), "{error}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use secondwind_model::{
 
 use crate::{
     backend::{Backend, LinearUse},
-    batch::{Limits, Sequences},
+    batch::{BatchError, Limits, Sequences},
     collective::{Collective, CollectiveError},
     exec::{self, Activations, ExecError},
     loader::{LoadError, Parts, Phase, Readings},
@@ -229,10 +229,10 @@ impl<B: Backend> BenchRank<B> {
         };
         self.next_step += 1;
         let start = Instant::now();
-        let batch = self
-            .sequences
-            .batch(&step)
-            .map_err(|error| BenchError::Step(error.to_string()))?;
+        let refused = |error: BatchError| BenchError::Step(error.to_string());
+        let batch = self.sequences.batch(&step).map_err(refused)?;
+        let vocab = &self.shard.vocab;
+        let adjustments = self.sequences.adjustments(&step, &batch, vocab);
         let collective = self.collective.as_mut();
         exec::forward(
             &mut self.backend,
@@ -244,9 +244,10 @@ impl<B: Backend> BenchRank<B> {
         let outcome = exec::sample(
             &mut self.backend,
             &self.shard,
-            &self.activations,
+            &mut self.activations,
             &step,
             &batch,
+            &adjustments.map_err(refused)?,
             collective,
         )?;
         self.sequences.sampled(outcome.sampled);
@@ -309,14 +310,7 @@ impl<B: Backend> BenchRank<B> {
             new_blocks: (blocks(position)..blocks(position + count))
                 .map(|b| b as u32)
                 .collect(),
-            sample: sample.then_some(Sampling {
-                temperature: 0.0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                seed: 0,
-                logprobs: None,
-            }),
+            sample: sample.then(Sampling::default),
             prompt_targets: Vec::new(),
         }
     }

@@ -317,6 +317,10 @@ fn execute<B: Backend>(
     let Loaded {
         shard, activations, ..
     } = loaded;
+    let adjustments = match rank.sequences.adjustments(step, &batch, &shard.vocab) {
+        Ok(adjustments) => adjustments,
+        Err(error) => return failed(error.to_string(), false, None),
+    };
     let outcome: Result<_, ExecError> =
         exec::forward(backend, shard, activations, &batch, &mut rank.collective).and_then(|()| {
             exec::sample(
@@ -325,6 +329,7 @@ fn execute<B: Backend>(
                 activations,
                 step,
                 &batch,
+                &adjustments,
                 &mut rank.collective,
             )
         });

@@ -13,6 +13,7 @@ use crate::{
     timeline::{Mark, Part},
 };
 
+mod changes;
 mod logits;
 mod place;
 

@@ -7,10 +7,11 @@
 //! 2. [`engine`]: the one thread that owns weights, KV cache and collective.
 //! 3. [`loader`]: a plan's slices from disk into the device's layout, as a [`shard`].
 //! 4. [`batch`]: a step as flat arrays over its tokens.
-//! 5. [`exec`]: embed, layers, norm, logits.
-//! 6. [`backend`]: the operations a decoder needs, on a device.
-//! 7. [`collective`]: sums and gathers between ranks.
-//! 8. [`sampler`]: logits to tokens.
+//! 5. [`rules`]: what a sequence's penalties and biases change.
+//! 6. [`exec`]: embed, layers, norm, logits.
+//! 7. [`backend`]: the operations a decoder needs, on a device.
+//! 8. [`collective`]: sums and gathers between ranks.
+//! 9. [`sampler`]: logits to tokens.
 //!
 //! [`timeline`] names the parts of a step for those who time it, which [`mod@bench`] does.
 //!
@@ -26,6 +27,7 @@ pub mod collective;
 pub mod engine;
 pub mod exec;
 pub mod loader;
+pub mod rules;
 mod run;
 pub mod sampler;
 pub mod session;

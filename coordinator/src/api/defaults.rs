@@ -13,11 +13,15 @@ pub struct SamplingDefaults {
     pub top_p: f32,
     /// 0 is off.
     pub min_p: f32,
+    /// 1 is off.
+    pub typical_p: f32,
+    /// 1 is off. As with `transformers`, greedy answers are penalised too.
+    pub repetition_penalty: f32,
 }
 
 impl SamplingDefaults {
     /// From the file, with a warning for each value that is not applied. As with `transformers`, the
-    /// file's `top_k`, `top_p` and `min_p` hold also when only the request asks for sampling.
+    /// file's `top_k`, `top_p`, `min_p` and `typical_p` hold also when only the request asks for sampling.
     pub fn new(file: &GenerationDefaults) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
         let mut checked = |name: &str, value: Option<f32>, legal: fn(f32) -> bool| {
@@ -33,13 +37,12 @@ impl SamplingDefaults {
         let temperature = checked("temperature", file.temperature, is_temperature);
         let top_p = checked("top_p", file.top_p, is_top_p);
         let min_p = checked("min_p", file.min_p, is_min_p);
-        if let Some(penalty) = file.repetition_penalty
-            && penalty != 1.0
-        {
-            warnings.push(format!(
-                "generation_config.json: repetition_penalty = {penalty} is not supported yet and not applied"
-            ));
-        }
+        let typical_p = checked("typical_p", file.typical_p, is_typical_p);
+        let repetition_penalty = checked(
+            "repetition_penalty",
+            file.repetition_penalty,
+            is_repetition_penalty,
+        );
         let temperature = match file.do_sample {
             Some(true) => temperature.unwrap_or(1.0),
             Some(false) | None => 0.0,
@@ -49,6 +52,8 @@ impl SamplingDefaults {
             top_k: file.top_k.unwrap_or(0),
             top_p: top_p.unwrap_or(1.0),
             min_p: min_p.unwrap_or(0.0),
+            typical_p: typical_p.unwrap_or(1.0),
+            repetition_penalty: repetition_penalty.unwrap_or(1.0),
         };
         (defaults, warnings)
     }
@@ -57,12 +62,25 @@ impl SamplingDefaults {
 /// Highest temperature that is taken.
 pub(super) const MAX_TEMPERATURE: f32 = 100.0;
 
+/// Least repetition penalty that is taken: below, dividing by it makes any order of logits arbitrary.
+pub(super) const MIN_REPETITION_PENALTY: f32 = 0.01;
+/// Highest repetition penalty that is taken.
+pub(super) const MAX_REPETITION_PENALTY: f32 = 100.0;
+
 pub(super) fn is_temperature(value: f32) -> bool {
     (0.0..=MAX_TEMPERATURE).contains(&value)
 }
 
 pub(super) fn is_top_p(value: f32) -> bool {
     value > 0.0 && value <= 1.0
+}
+
+pub(super) fn is_typical_p(value: f32) -> bool {
+    value > 0.0 && value <= 1.0
+}
+
+pub(super) fn is_repetition_penalty(value: f32) -> bool {
+    (MIN_REPETITION_PENALTY..=MAX_REPETITION_PENALTY).contains(&value)
 }
 
 pub(super) fn is_min_p(value: f32) -> bool {

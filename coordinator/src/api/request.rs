@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
-use secondwind_model::step::Sampling;
+use secondwind_model::step::{LogitRules, Sampling};
 use secondwind_proto::v1;
 
-use super::defaults::{MAX_TEMPERATURE, is_min_p, is_temperature, is_top_p};
+use super::defaults::{MAX_TEMPERATURE, is_min_p, is_temperature, is_top_p, is_typical_p};
 use super::inference::ServedModel;
 use super::prompt::prompt_ids;
+use super::rules::logit_rules;
 use crate::request::NewSequence;
 use crate::text::template::TemplateError;
 use crate::text::tokenizer::{Tokenizer, TokenizerError};
@@ -162,7 +163,8 @@ pub fn check_generate(
     deadline: Option<Instant>,
 ) -> Result<CheckedRequest, RequestError> {
     // What is cheap to check comes first: a chat is not rendered for a request that is wrong anyway.
-    let sampling = sampling(&request, model)?;
+    one_answer(&request)?;
+    let mut sampling = sampling(&request, model)?;
     let (stops, mut stop_token_ids) = stops(&request.stop, model.text.tokenizer())?;
     within(
         "stop_token_ids",
@@ -177,17 +179,30 @@ pub fn check_generate(
     if request.max_tokens == Some(0) {
         return Err(out_of_range("max_tokens", 0, "at least 1"));
     }
+    let rules = logit_rules(&request, model, stop_token_ids.iter().copied())?;
 
     let prompt_was_ids = matches!(
         request.prompt,
         Some(v1::generate_request::Prompt::TokenIds(_))
     );
     let prompt = prompt_ids(request.prompt, model)?;
+    let prompt_tokens = prompt.len();
+    sampling.rules = (!rules.change_nothing()).then(|| {
+        Box::new(LogitRules {
+            prompt_tokens,
+            ..rules
+        })
+    });
     // The answer ends with the context, whatever max_tokens says.
     let room = model.max_context_tokens - prompt.len();
     let max_tokens = request
         .max_tokens
         .map_or(room, |asked| room.min(asked as usize));
+    let min_tokens = request.min_tokens.unwrap_or(0);
+    if min_tokens as usize > room {
+        let range = format!("at most {room}, for which the context has room after the prompt");
+        return Err(out_of_range("min_tokens", min_tokens, &range));
+    }
     Ok(CheckedRequest {
         sequence: NewSequence {
             prompt,
@@ -200,6 +215,29 @@ pub fn check_generate(
         prompt_was_ids,
         stops,
     })
+}
+
+/// A stream carries one answer.
+fn one_answer(request: &v1::GenerateRequest) -> Result<(), RequestError> {
+    let asked = [
+        (
+            "n",
+            request.n,
+            "1; send a request for each answer that is wanted",
+        ),
+        (
+            "best_of",
+            request.best_of,
+            "1; no answers are drawn to be thrown away",
+        ),
+    ];
+    match asked
+        .into_iter()
+        .find(|(_, asked, _)| asked.is_some_and(|asked| asked != 1))
+    {
+        Some((field, asked, range)) => Err(out_of_range(field, asked.unwrap_or(0), range)),
+        None => Ok(()),
+    }
 }
 
 fn sampling(request: &v1::GenerateRequest, model: &ServedModel) -> Result<Sampling, RequestError> {
@@ -217,6 +255,14 @@ fn sampling(request: &v1::GenerateRequest, model: &ServedModel) -> Result<Sampli
     if !is_min_p(min_p) {
         return Err(out_of_range("min_p", min_p, "between 0 and 1"));
     }
+    let typical_p = request.typical_p.unwrap_or(defaults.typical_p);
+    if !is_typical_p(typical_p) {
+        return Err(out_of_range(
+            "typical_p",
+            typical_p,
+            "above 0 and at most 1",
+        ));
+    }
     if let Some(logprobs) = request.logprobs.filter(|&count| count > MAX_LOGPROBS) {
         let range = format!("at most {MAX_LOGPROBS}");
         return Err(out_of_range("logprobs", logprobs, &range));
@@ -230,8 +276,10 @@ fn sampling(request: &v1::GenerateRequest, model: &ServedModel) -> Result<Sampli
         top_k: request.top_k.unwrap_or(defaults.top_k),
         top_p,
         min_p,
+        typical_p,
         seed: request.seed.unwrap_or_else(draw_seed),
         logprobs: request.logprobs,
+        rules: None,
     })
 }
 
@@ -277,7 +325,7 @@ pub(super) fn check_ids(
     }
 }
 
-fn within(field: &'static str, count: usize, limit: usize) -> Result<(), RequestError> {
+pub(super) fn within(field: &'static str, count: usize, limit: usize) -> Result<(), RequestError> {
     if count > limit {
         return Err(RequestError::TooMany {
             field,
@@ -288,7 +336,7 @@ fn within(field: &'static str, count: usize, limit: usize) -> Result<(), Request
     Ok(())
 }
 
-fn out_of_range(field: &'static str, value: impl ToString, range: &str) -> RequestError {
+pub(super) fn out_of_range(field: &'static str, value: impl ToString, range: &str) -> RequestError {
     RequestError::OutOfRange {
         field,
         value: value.to_string(),

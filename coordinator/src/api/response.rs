@@ -49,13 +49,16 @@ impl Responses {
     ) -> Self {
         let sequence = &request.sequence;
         let prompt_tokens = u32::try_from(prompt_token_ids.len()).unwrap_or(u32::MAX);
+        let rules = sequence.sampling.rules.as_deref();
+        let min_tokens = rules.map_or(0, |rules| rules.min_tokens);
         let tell_prompt = sequence.prompt_logprobs || !request.prompt_was_ids;
         Self {
             events: Some(events),
             deadline: sequence
                 .deadline
                 .map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into()))),
-            decoder: StreamDecoder::new(Arc::clone(&tokenizer), request.stops.clone()),
+            decoder: StreamDecoder::new(Arc::clone(&tokenizer), request.stops.clone())
+                .not_before(min_tokens),
             tokenizer,
             stop_token_ids: sequence.stop_token_ids.clone(),
             with_logprobs: sequence.sampling.logprobs.is_some(),

@@ -227,7 +227,7 @@ impl Scheduler {
                 position: sequence.scheduled,
                 input: sequence.input(tokens),
                 new_blocks: sequence.blocks[sequence.sent_blocks..].to_vec(),
-                sample: samples.then(|| sequence.sampling.clone()),
+                sample: samples.then(|| sequence.draws()),
                 prompt_targets: sequence.tokens[targets].to_vec(),
             });
             sequence.scheduled = end;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut, Range};
 
-use secondwind_model::step::{RowInput, Sampling, SequenceId};
+use secondwind_model::step::{LogitRules, RowInput, Sampling, SequenceId};
 
 use super::blocks::BlockPool;
 
@@ -46,6 +46,8 @@ pub(super) struct Sequence {
     pub max_output: usize,
     pub stop_tokens: Vec<u32>,
     pub sampling: Sampling,
+    /// Taken out of `sampling`: workers are told once.
+    pub rules: Option<Box<LogitRules>>,
     pub prompt_logprobs: bool,
     pub phase: Phase,
     /// Positions whose KV a step, committed or in flight, has written.
@@ -69,7 +71,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub fn new(new: NewSequence, max_context_tokens: usize) -> Self {
+    pub fn new(mut new: NewSequence, max_context_tokens: usize) -> Self {
         let prompt_tokens = new.prompt.len();
         Self {
             tokens: new.prompt,
@@ -78,6 +80,7 @@ impl Sequence {
                 .max_tokens
                 .min(max_context_tokens.saturating_sub(prompt_tokens)),
             stop_tokens: new.stop_tokens,
+            rules: new.sampling.rules.take(),
             sampling: new.sampling,
             prompt_logprobs: new.prompt_logprobs,
             phase: Phase::Waiting,
@@ -155,6 +158,23 @@ impl Sequence {
     /// Whether a row that ends before position `end` samples.
     pub fn samples_at(&self, end: usize) -> bool {
         self.max_output > 0 && end == self.tokens.len() + self.pending
+    }
+
+    /// How its next row draws, if that samples. The first that does so since the sequence came to the workers
+    /// brings its rules, with the tokens before the row, of which workers may have the KV alone.
+    pub fn draws(&self) -> Sampling {
+        let first = self.phase == Phase::Prefill;
+        let rules = self.rules.as_deref().filter(|_| first).map(|rules| {
+            let from = rules.history_start(self.scheduled);
+            Box::new(LogitRules {
+                history: self.tokens[from..self.scheduled].to_vec(),
+                ..rules.clone()
+            })
+        });
+        Sampling {
+            rules,
+            ..self.sampling.clone()
+        }
     }
 
     /// The input of its next `tokens` tokens.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
-use secondwind_model::step::{Sampling, SequenceId, StepResult};
+use secondwind_model::step::{LogitRules, Sampling, SequenceId, StepResult};
 
 use super::*;
 use worker::{Worker, token_at};
@@ -15,12 +15,8 @@ const STOP_TOKEN: u32 = 0;
 
 fn greedy() -> Sampling {
     Sampling {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
         seed: 7,
-        logprobs: None,
+        ..Sampling::default()
     }
 }
 
@@ -117,7 +113,14 @@ impl Simulation {
                 .collect(),
             max_tokens,
             stop_tokens: if stops { vec![STOP_TOKEN] } else { Vec::new() },
-            sampling: greedy(),
+            sampling: Sampling {
+                rules: Some(Box::new(LogitRules {
+                    repetition_penalty: 1.1,
+                    prompt_tokens,
+                    ..LogitRules::default()
+                })),
+                ..greedy()
+            },
             prompt_logprobs: logprobs,
         });
         let Ok(accepted) = submitted else { return };
@@ -179,7 +182,11 @@ impl Simulation {
                 row.sample.is_none() || stops || samples_token <= end,
                 "a row beyond max_tokens"
             );
-            assert_eq!(row.sample.is_some(), row.sample == Some(greedy()));
+            let sampling = row.sample.clone().map(|sample| Sampling {
+                rules: None,
+                ..sample
+            });
+            assert_eq!(sampling, row.sample.is_some().then(greedy));
         }
         self.results.push_back(self.worker.run(&step));
         assert!(self.results.len() <= self.settings.max_in_flight);

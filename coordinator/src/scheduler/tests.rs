@@ -1,6 +1,8 @@
 //! One rule a test.
 
-use secondwind_model::step::{RowInput, RowResult, Sampling, Step, StepResult, TokenLogprobs};
+use secondwind_model::step::{
+    LogitRules, RowInput, RowResult, Sampling, Step, StepResult, TokenLogprobs,
+};
 
 use super::*;
 
@@ -41,6 +43,7 @@ fn request(prompt_tokens: u32, max_tokens: usize) -> NewSequence {
             min_p: 0.1,
             seed: 7,
             logprobs: Some(2),
+            ..Sampling::default()
         },
         prompt_logprobs: false,
     }

@@ -178,14 +178,7 @@ impl Harness {
     async fn submit(&self, prompt: usize, max_tokens: usize) -> EventStream {
         let sequence = NewSequence {
             prompt: vec![1; prompt],
-            sampling: Sampling {
-                temperature: 0.0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                seed: 0,
-                logprobs: None,
-            },
+            sampling: Sampling::default(),
             max_tokens,
             stop_token_ids: Vec::new(),
             prompt_logprobs: false,
@@ -243,14 +236,7 @@ async fn before_the_first_group_nothing_is_accepted() {
     let harness = Harness::start(PATIENCE);
     let sequence = NewSequence {
         prompt: vec![1],
-        sampling: Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed: 0,
-            logprobs: None,
-        },
+        sampling: Sampling::default(),
         max_tokens: 1,
         stop_token_ids: Vec::new(),
         prompt_logprobs: false,

@@ -64,6 +64,8 @@ pub struct StreamDecoder {
     tokenizer: Arc<Tokenizer>,
     utf8: Utf8Decoder,
     stops: StopMatcher,
+    /// Tokens still to come in which no stop string may end.
+    exempt_tokens: u32,
 }
 
 impl StreamDecoder {
@@ -73,6 +75,15 @@ impl StreamDecoder {
             tokenizer,
             utf8: Utf8Decoder::default(),
             stops: StopMatcher::new(stops),
+            exempt_tokens: 0,
+        }
+    }
+
+    /// No stop string ends the text before the sequence has more than `tokens` tokens.
+    pub fn not_before(self, tokens: u32) -> Self {
+        Self {
+            exempt_tokens: tokens,
+            ..self
         }
     }
 
@@ -83,7 +94,16 @@ impl StreamDecoder {
             self.utf8
                 .push(self.tokenizer.decode_token(token), &mut text);
         }
-        self.stops.push(&text)
+        match self.exempt_tokens.checked_sub(1) {
+            Some(left) => {
+                self.exempt_tokens = left;
+                TextPiece {
+                    text: self.stops.pass(&text),
+                    stop: None,
+                }
+            }
+            None => self.stops.push(&text),
+        }
     }
 
     /// Releases what was held back: the sequence has ended.

@@ -9,6 +9,8 @@ pub struct StopMatcher {
     stops: Vec<String>,
     /// Text that may be the beginning of a stop string.
     held: String,
+    /// Leading bytes of `held` in which no stop string may end.
+    exempt: usize,
     stopped: bool,
 }
 
@@ -19,8 +21,18 @@ impl StopMatcher {
         Self {
             stops,
             held: String::new(),
+            exempt: 0,
             stopped: false,
         }
+    }
+
+    /// Adds text in which no stop string may end, though one may begin; gives what is certain not to be part
+    /// of one.
+    pub fn pass(&mut self, text: &str) -> String {
+        self.held.push_str(text);
+        let free = self.release();
+        self.exempt = self.held.len();
+        free
     }
 
     /// Adds text; gives what is certain not to be part of a stop string. Nothing after the first stop.
@@ -33,7 +45,11 @@ impl StopMatcher {
             .stops
             .iter()
             .filter_map(|stop| {
-                let start = self.held.find(stop.as_str())?;
+                let mut from = (self.exempt + 1).saturating_sub(stop.len());
+                while !self.held.is_char_boundary(from) {
+                    from += 1;
+                }
+                let start = from + self.held[from..].find(stop.as_str())?;
                 Some((start + stop.len(), start, stop))
             })
             .min_by_key(|&(end, start, _)| (end, start));
@@ -44,17 +60,19 @@ impl StopMatcher {
             text.truncate(start);
             return TextPiece { text, stop };
         }
-        let kept = self
-            .stops
-            .iter()
-            .map(|stop| held_bytes(&self.held, stop))
-            .max()
-            .unwrap_or(0);
-        let held = self.held.split_off(self.held.len() - kept);
         TextPiece {
-            text: std::mem::replace(&mut self.held, held),
+            text: self.release(),
             stop: None,
         }
+    }
+
+    /// Takes out what cannot be the beginning of a stop string.
+    fn release(&mut self) -> String {
+        let held = self.stops.iter().map(|stop| held_bytes(&self.held, stop));
+        let free = self.held.len() - held.max().unwrap_or(0);
+        self.exempt = self.exempt.saturating_sub(free);
+        let held = self.held.split_off(free);
+        std::mem::replace(&mut self.held, held)
     }
 
     /// What was held back: no more text comes.

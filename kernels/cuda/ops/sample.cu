@@ -1,5 +1,5 @@
-// Rows of logits reduced to what sampling needs, so that no whole row leaves the device: the
-// twin of reduce_row and target_logit. Blocks reduce chunks of a row, then one block joins them.
+// Single logits changed by a sequence's rules, and rows of logits reduced to what sampling needs, so that
+// no whole row leaves the device: the twins of adjust_logits, reduce_row and target_logit. Blocks reduce chunks of a row, then one block joins them.
 // Integer counts, distinct ranks and sums of fixed shape: the same bits at every run.
 #include "rows.cuh"
 
@@ -11,6 +11,8 @@ constexpr int ROW_THREADS = 1024;
 constexpr int DIGIT_BITS = 11;
 constexpr int BINS = 1 << DIGIT_BITS;
 
+constexpr float FAR = -105.0f;  // an exponential is 0 from here down
+
 struct Candidate {
     u32 id;
     float logit;
@@ -20,7 +22,8 @@ struct Candidate {
 template <int K>
 struct RowSummary {
     double sum_exp;           // of exp(logit - max)
-    double sum_exp_t;         // of exp((logit - max) / temperature); at 0 how many equal max
+    double sum_exp_t;         // of exp(x), x = (logit - max) / temperature; at 0 how many equal max
+    double sum_x_exp_t;       // of x * exp(x); at 0 nothing
     float max;                // negative infinity if every token is banned
     float target;             // logit of the row's target id, NaN if it is not of this range
     u32 count;                // of candidates
@@ -32,6 +35,7 @@ template <int K>
 struct ChunkSummary {
     double sum_exp;  // relative to the chunk's max
     double sum_exp_t;
+    double sum_x_exp_t;
     u64 best;
     u64 ranks[K];  // the best K of the chunk in no order, padded with NONE
 };
@@ -156,30 +160,32 @@ __device__ __forceinline__ void reduce_chunk(const float* logits, const float* t
 
     const float max = logit_of(best), temperature = temperatures[blockIdx.y];
     // Few f32 additions in a thread, then f64 across threads.
-    float part = 0.0f, part_t = 0.0f;
+    float part = 0.0f, part_t = 0.0f, part_x = 0.0f;
 #pragma unroll
-    for (int i = 0; i < CHUNK_ITEMS; i += 4) {
-        float term[4], term_t[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float distance = logit_of(ranks[i + j]) - max;
-            const bool none = ranks[i + j] == NONE;
-            term[j] = none ? 0.0f : expf(distance);
-            term_t[j] = none                 ? 0.0f
-                        : temperature > 0.0f ? expf(distance / temperature)
-                                             : distance == 0.0f;
-        }
-        part += (term[0] + term[1]) + (term[2] + term[3]);
-        part_t += (term_t[0] + term_t[1]) + (term_t[2] + term_t[3]);
+    for (int i = 0; i < CHUNK_ITEMS; i++) {
+        // Of NONE negative infinity or, where nothing is left, NaN; here and far below the terms are 0.
+        const float distance = logit_of(ranks[i]) - max;
+        const float x = temperature > 0.0f ? distance / temperature
+                        : distance == 0.0f ? 0.0f
+                                           : FAR;
+        const float term_t = expf(fmaxf(x, FAR));
+        part += expf(fmaxf(distance, FAR));
+        part_t += term_t;
+        part_x += fmaxf(x, FAR) * term_t;
     }
-    __shared__ double sums[2][WARPS];
+    __shared__ double sums[3][WARPS];
     const double sum = warp_sum((double)part), sum_t = warp_sum((double)part_t);
-    if (lane == 0) sums[0][warp] = sum, sums[1][warp] = sum_t;
+    const double sum_x = warp_sum((double)part_x);
+    if (lane == 0) sums[0][warp] = sum, sums[1][warp] = sum_t, sums[2][warp] = sum_x;
     __syncthreads();
     if (warp == 0) {
         const double total = warp_sum(lane < WARPS ? sums[0][lane] : 0.0);
         const double total_t = warp_sum(lane < WARPS ? sums[1][lane] : 0.0);
-        if (lane == 0) summary.sum_exp = total, summary.sum_exp_t = total_t, summary.best = best;
+        const double total_x = warp_sum(lane < WARPS ? sums[2][lane] : 0.0);
+        if (lane == 0) {
+            summary.sum_exp = total, summary.sum_exp_t = total_t, summary.sum_x_exp_t = total_x;
+            summary.best = best;
+        }
     }
 
     if constexpr (K == 1) {
@@ -206,16 +212,22 @@ __device__ __forceinline__ void join_sums(const ChunkSummary<K>* chunk, int chun
     for (int i = lane; i < chunks; i += WARP) best = min(best, chunk[i].best);
     best = warp_min(best);
     const double max = logit_of(best);
-    double sum = 0.0, sum_t = 0.0;
+    double sum = 0.0, sum_t = 0.0, sum_x = 0.0;
     for (int i = lane; i < chunks; i += WARP) {
         if (chunk[i].best == NONE) continue;
         const double distance = logit_of(chunk[i].best) - max;
-        const double decay_t = temperature > 0.0f ? exp(distance / temperature) : distance == 0.0;
+        const double x = temperature > 0.0f ? distance / temperature : 0.0;
+        const double decay_t = temperature > 0.0f ? exp(x) : distance == 0.0;
         sum += chunk[i].sum_exp * exp(distance);
         sum_t += chunk[i].sum_exp_t * decay_t;
+        // Every x of the chunk is further from the row's max by this one.
+        sum_x += (chunk[i].sum_x_exp_t + x * chunk[i].sum_exp_t) * decay_t;
     }
-    sum = warp_sum(sum), sum_t = warp_sum(sum_t);
-    if (lane == 0) out.sum_exp = sum, out.sum_exp_t = sum_t, out.max = (float)max;
+    sum = warp_sum(sum), sum_t = warp_sum(sum_t), sum_x = warp_sum(sum_x);
+    if (lane == 0) {
+        out.sum_exp = sum, out.sum_exp_t = sum_t, out.sum_x_exp_t = sum_x;
+        out.max = (float)max;
+    }
 }
 
 template <int K>
@@ -272,6 +284,34 @@ __device__ __forceinline__ void join_row(const ChunkSummary<K>* summaries, const
     for (int offset = 1; offset < SHARE; offset *= 2) place += __shfl_xor_sync(FULL_MASK, place, offset);
     if (threadIdx.x % SHARE == 0) out.candidates[own < count ? place : own] = candidate(rank);
     if (threadIdx.x == 0) out.count = count;
+}
+
+// A change of one logit; kernels/src/logits.rs writes it.
+struct alignas(16) Adjustment {
+    u32 element;  // of (rows, n) logits
+    float bias;
+    float penalty;
+    float subtract;
+};
+
+constexpr int ADJUST_THREADS = 256;
+
+// One thread a change, no two of the same logit. Rounded step by step, as on a CPU.
+extern "C" __global__ void __launch_bounds__(ADJUST_THREADS)
+adjust_logits(float* __restrict__ logits,                   // (rows, n) f32, row-major
+              const Adjustment* __restrict__ adjustments,   // (count)
+              u32 count,
+              float* __restrict__ originals) {              // (count) f32 or null
+    const u32 index = blockIdx.x * ADJUST_THREADS + threadIdx.x;
+    if (index >= count) return;
+    const Adjustment change = adjustments[index];
+    const float logit = logits[change.element];
+    if (originals != nullptr) originals[index] = logit;
+    const float biased = __fadd_rn(logit, change.bias);
+    const float penalised = biased > 0.0f ? __fdiv_rn(biased, change.penalty)
+                                          : __fmul_rn(biased, change.penalty);
+    const float largest = __uint_as_float(0x7f7fffffu);
+    logits[change.element] = fminf(__fsub_rn(penalised, change.subtract), largest);
 }
 
 #define SAMPLE(K, JOIN_THREADS)                                                                    \

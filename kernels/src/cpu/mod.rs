@@ -21,4 +21,6 @@ mod ops;
 pub use attention::{AttentionScratch, attention, attention_scratch_bytes};
 pub(crate) use linear::FUSED_ROWS;
 pub use linear::{LinearScratch, linear, linear_scratch_bytes};
-pub use ops::{add, embed, head_norm, kv_write, reduce_row, rms_norm, rope, silu_mul};
+pub use ops::{
+    add, adjust_logits, embed, head_norm, kv_write, reduce_row, rms_norm, rope, silu_mul,
+};

@@ -4,7 +4,7 @@ use crate::embedding::EmbeddingSource;
 use crate::error::{KernelError, expect_length};
 use crate::heads::HeadRows;
 use crate::kv::KvCache;
-use crate::logits::{RowSummary, candidates};
+use crate::logits::{Adjustment, RowSummary, candidates};
 use crate::reference;
 use crate::rows::{check_norm, check_rope};
 
@@ -123,6 +123,38 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Changes single logits in place; `originals`, if wanted, get what they were, in order.
+///
+/// `logits`: (rows, width).
+///
+/// # Errors
+/// An element outside `logits`, or `originals` of another length than `adjustments`.
+pub fn adjust_logits(
+    logits: &mut [f32],
+    adjustments: &[Adjustment],
+    mut originals: Option<&mut [f32]>,
+) -> Result<(), KernelError> {
+    const OP: &str = "adjust_logits";
+    if let Some(originals) = &originals {
+        expect_length(OP, "originals", adjustments.len(), originals.len())?;
+    }
+    for (index, adjustment) in adjustments.iter().enumerate() {
+        let elements = logits.len();
+        let Some(logit) = logits.get_mut(adjustment.element as usize) else {
+            return Err(KernelError::Shape {
+                op: OP,
+                tensor: "adjustments",
+                problem: format!("name element {} of {elements}", adjustment.element),
+            });
+        };
+        if let Some(originals) = &mut originals {
+            originals[index] = *logit;
+        }
+        *logit = adjustment.apply(*logit);
+    }
+    Ok(())
+}
+
 /// Reduces one row of logits to what sampling needs from this rank.
 ///
 /// `logits`: (vocab_local), finite or negative infinity (banned); `temperature` >= 0; `first_id`:
@@ -130,33 +162,22 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) -> Result<(), KernelError> {
 pub fn reduce_row(logits: &[f32], temperature: f32, first_id: u32, k: usize) -> RowSummary {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let isa = Available::best();
-    let sum_exp = dispatch(
-        isa,
-        SumExp {
-            logits,
-            max,
-            rate: 1.0,
-        },
-    );
-    let sum_exp_t = if temperature > 0.0 {
-        dispatch(
-            isa,
-            SumExp {
-                logits,
-                max,
-                rate: 1.0 / temperature,
-            },
-        )
+    let sums = |rate| dispatch(isa, SumExp { logits, max, rate });
+    let (sum_exp, _) = sums(1.0);
+    let (sum_exp_t, sum_x_exp_t) = if temperature > 0.0 {
+        sums(1.0 / temperature)
     } else {
-        logits
+        let best = logits
             .iter()
             .filter(|&&logit| logit == max && max > f32::NEG_INFINITY)
-            .count() as f64
+            .count();
+        (best as f64, 0.0)
     };
     RowSummary {
         max,
         sum_exp,
         sum_exp_t,
+        sum_x_exp_t,
         candidates: candidates(logits, first_id, k),
     }
 }
@@ -216,7 +237,8 @@ impl Kernel for SiluMul<'_> {
     }
 }
 
-/// Sum of `exp((logit - max) * rate)`, f32 within a block and f64 across blocks.
+/// Sums of `exp(x)` and of `x * exp(x)`, `x = (logit - max) * rate`, f32 within a block and f64 across
+/// blocks.
 struct SumExp<'a> {
     logits: &'a [f32],
     max: f32,
@@ -224,32 +246,39 @@ struct SumExp<'a> {
 }
 
 impl Kernel for SumExp<'_> {
-    type Output = f64;
+    type Output = (f64, f64);
 
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) -> f64 {
+    fn run<L: Lanes>(self, lanes: L) -> (f64, f64) {
         const BLOCK: usize = 64 * LANES;
         if self.max == f32::NEG_INFINITY {
-            return 0.0;
+            return (0.0, 0.0);
         }
         let (max, rate) = (lanes.splat(self.max), lanes.splat(self.rate));
-        let mut total = 0.0;
+        // Below it the exponential is 0, and so is the product, also of a banned logit.
+        let least = lanes.splat(-105.0);
+        let mut totals = (0.0, 0.0);
         for block in self.logits.chunks(BLOCK) {
-            let mut sum = lanes.zero();
+            let (mut sum, mut products) = (lanes.zero(), lanes.zero());
+            let mut add = |logits: &[f32; LANES]| {
+                let distance = lanes.mul(lanes.sub(lanes.load(logits), max), rate);
+                let term = exp(lanes, distance);
+                sum = lanes.add(sum, term);
+                products = lanes.mul_add(lanes.max(least, distance), term, products);
+            };
             let (whole, tail) = block.as_chunks::<LANES>();
             for logits in whole {
-                let distance = lanes.mul(lanes.sub(lanes.load(logits), max), rate);
-                sum = lanes.add(sum, exp(lanes, distance));
+                add(logits);
             }
             if !tail.is_empty() {
                 let mut padded = [f32::NEG_INFINITY; LANES];
                 padded[..tail.len()].copy_from_slice(tail);
-                let distance = lanes.mul(lanes.sub(lanes.load(&padded), max), rate);
-                sum = lanes.add(sum, exp(lanes, distance));
+                add(&padded);
             }
-            total += f64::from(lanes.sum(sum));
+            totals.0 += f64::from(lanes.sum(sum));
+            totals.1 += f64::from(lanes.sum(products));
         }
-        total
+        totals
     }
 }
 
@@ -281,7 +310,7 @@ mod tests {
                 up: &weight,
             },
         );
-        let sum = dispatch(
+        let (sum, products) = dispatch(
             isa,
             SumExp {
                 logits: &x,
@@ -289,7 +318,8 @@ mod tests {
                 rate: 0.7,
             },
         );
-        normed.into_iter().chain(silu).chain([sum as f32]).collect()
+        let sums = [sum as f32, products as f32];
+        normed.into_iter().chain(silu).chain(sums).collect()
     }
 
     #[test]

@@ -1,17 +1,19 @@
-//! Rows of logits reduced on the card to what sampling needs: no whole row crosses the bus.
+//! Single logits changed on the card, and rows reduced to what sampling needs: no whole row crosses the bus.
 
 use super::{CudaError, Device, Memory, launch};
-use crate::logits::RowSummary;
+use crate::logits::{Adjustment, CANDIDATES, RowSummary};
 
 /// Logits that one block reduces.
 const CHUNK: usize = 8192;
 /// Blocks of a row that one more block can join.
 const MAX_CHUNKS: usize = 32;
-/// Candidates that a rank keeps of a row.
-const CANDIDATES: usize = 256;
 /// Words of `ChunkSummary<256>` and `RowSummary<256>` of `sample.cu`.
-const CHUNK_WORDS: usize = 6 + 2 * CANDIDATES;
-const ROW_WORDS: usize = 8 + 2 * CANDIDATES;
+const CHUNK_WORDS: usize = 8 + 2 * CANDIDATES;
+const ROW_WORDS: usize = 10 + 2 * CANDIDATES;
+/// Changes of one launch; a step that has more takes several.
+const ADJUSTMENTS: usize = 1 << 16;
+/// Threads of a block that changes logits.
+const ADJUST_THREADS: usize = 256;
 
 /// Memory between the launches of one reduction, and its result.
 pub struct SampleScratch {
@@ -19,6 +21,8 @@ pub struct SampleScratch {
     targets: Memory<u32>,
     chunks: Memory<u32>,
     rows: Memory<u32>,
+    adjustments: Memory<Adjustment>,
+    originals: Memory<f32>,
     max_rows: usize,
 }
 
@@ -34,18 +38,28 @@ impl SampleScratch {
             "{width} logits of a row are more than one block can join"
         );
         let what = "sampling";
+        let adjustments = Self::adjustments(rows, width);
         Ok(Self {
             temperatures: device.zeros(rows, what)?,
             targets: device.zeros(rows, what)?,
             chunks: device.zeros(rows * chunks * CHUNK_WORDS, what)?,
             rows: device.zeros(rows * ROW_WORDS, what)?,
+            adjustments: device.zeros(adjustments, what)?,
+            originals: device.zeros(adjustments, what)?,
             max_rows: rows,
         })
     }
 
     /// Bytes that [`SampleScratch::new`] takes.
     pub fn bytes_for(rows: usize, width: usize) -> u64 {
-        (4 * rows * (2 + width.div_ceil(CHUNK) * CHUNK_WORDS + ROW_WORDS)) as u64
+        let words = rows * (2 + width.div_ceil(CHUNK) * CHUNK_WORDS + ROW_WORDS);
+        let adjustment = size_of::<Adjustment>() + size_of::<f32>();
+        (4 * words + Self::adjustments(rows, width) * adjustment) as u64
+    }
+
+    /// Changes of one launch.
+    fn adjustments(rows: usize, width: usize) -> usize {
+        ADJUSTMENTS.min(rows.saturating_mul(width))
     }
 }
 
@@ -56,6 +70,48 @@ pub struct RowRequest {
     pub temperature: f32,
     /// A token whose logit is wanted, if the range has it.
     pub target: Option<u32>,
+}
+
+/// Changes single logits in place, in stream order; `originals`, if wanted, get what they were, which waits
+/// for the card. No two changes are of the same logit.
+///
+/// # Errors
+/// The card's.
+pub fn adjust_logits(
+    device: &Device,
+    logits: &Memory<f32>,
+    adjustments: &[Adjustment],
+    mut originals: Option<&mut [f32]>,
+    scratch: &SampleScratch,
+) -> Result<(), CudaError> {
+    let inside = |change: &Adjustment| (change.element as usize) < logits.len();
+    assert!(
+        adjustments.iter().all(inside)
+            && originals
+                .as_ref()
+                .is_none_or(|originals| originals.len() == adjustments.len()),
+        "adjust_logits: lengths"
+    );
+    let most = scratch.adjustments.len().max(1);
+    for (index, part) in adjustments.chunks(most).enumerate() {
+        device.write(&scratch.adjustments, 0, part)?;
+        let kept = match originals {
+            Some(_) => scratch.originals.address(),
+            None => 0,
+        };
+        let blocks = part.len().div_ceil(ADJUST_THREADS) as u32;
+        launch!(device, "adjust_logits", [blocks, 1, 1], [ADJUST_THREADS as u32, 1, 1], 0;
+            logits.address(), scratch.adjustments.address(), part.len() as u32, kept)?;
+        if let Some(originals) = &mut originals {
+            let first = index * most;
+            device.read(
+                &scratch.originals,
+                0,
+                &mut originals[first..first + part.len()],
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// Reduces the rows of (requests, width) logits, whose first column is token `first_id`. Waits for
@@ -103,16 +159,17 @@ pub fn reduce_rows(
 fn row(words: &[u32]) -> (RowSummary, Option<f32>) {
     let double = |at: usize| f64::from_bits(u64::from(words[at]) | u64::from(words[at + 1]) << 32);
     let float = |at: usize| f32::from_bits(words[at]);
-    let count = (words[6] as usize).min(CANDIDATES);
-    let candidates = words[7..].chunks_exact(2).take(count);
+    let count = (words[8] as usize).min(CANDIDATES);
+    let candidates = words[9..].chunks_exact(2).take(count);
     let summary = RowSummary {
-        max: float(4),
+        max: float(6),
         sum_exp: double(0),
         sum_exp_t: double(2),
+        sum_x_exp_t: double(4),
         candidates: candidates
             .map(|pair| (pair[0], f32::from_bits(pair[1])))
             .collect(),
     };
-    let target = float(5);
+    let target = float(7);
     (summary, (!target.is_nan()).then_some(target))
 }

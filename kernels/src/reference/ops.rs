@@ -4,7 +4,7 @@ use crate::embedding::EmbeddingSource;
 use crate::error::{KernelError, expect_length};
 use crate::heads::{HeadRows, check_indices};
 use crate::kv::KvCache;
-use crate::logits::RowSummary;
+use crate::logits::{Adjustment, RowSummary};
 use crate::rows::{check_norm, check_rope};
 
 /// Rows of the embedding; see [`crate::cpu::embed`].
@@ -149,24 +149,55 @@ pub fn reduce_row(logits: &[f32], temperature: f32, first_id: u32, k: usize) -> 
         .collect();
     candidates.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0)));
     candidates.truncate(k);
-    let sum = |temperature: f64| {
+    let sum = |temperature: f64, weigh: fn(f64) -> f64| {
         let terms = logits
             .iter()
             .filter(|&&logit| logit > f32::NEG_INFINITY)
             .map(|&logit| {
                 let distance = f64::from(logit) - f64::from(max);
                 if distance == 0.0 {
-                    1.0
-                } else {
-                    (distance / temperature).exp()
+                    return weigh(0.0);
                 }
+                let x = distance / temperature;
+                let term = x.exp();
+                // At temperature 0 the distance is infinite.
+                if term == 0.0 { 0.0 } else { weigh(x) * term }
             });
         terms.sum()
     };
     RowSummary {
         max,
-        sum_exp: sum(1.0),
-        sum_exp_t: sum(f64::from(temperature)),
+        sum_exp: sum(1.0, |_| 1.0),
+        sum_exp_t: sum(f64::from(temperature), |_| 1.0),
+        sum_x_exp_t: sum(f64::from(temperature), |x| x),
         candidates,
     }
+}
+
+/// Changes single logits, in f64; see [`crate::cpu::adjust_logits`].
+///
+/// # Errors
+/// As the fast twin.
+pub fn adjust_logits(
+    logits: &mut [f32],
+    adjustments: &[Adjustment],
+    originals: Option<&mut [f32]>,
+) -> Result<(), KernelError> {
+    const OP: &str = "adjust_logits";
+    let elements: Vec<u32> = adjustments.iter().map(|change| change.element).collect();
+    check_indices(OP, "adjustments", &elements, logits.len())?;
+    if let Some(originals) = originals {
+        expect_length(OP, "originals", adjustments.len(), originals.len())?;
+        for (original, &element) in originals.iter_mut().zip(&elements) {
+            *original = logits[element as usize];
+        }
+    }
+    for change in adjustments {
+        let logit = &mut logits[change.element as usize];
+        let biased = f64::from(*logit) + f64::from(change.bias);
+        let penalty = f64::from(change.penalty);
+        let penalised = biased * if biased > 0.0 { 1.0 / penalty } else { penalty };
+        *logit = (penalised - f64::from(change.subtract)).min(f64::from(f32::MAX)) as f32;
+    }
+    Ok(())
 }

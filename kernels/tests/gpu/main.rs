@@ -40,6 +40,7 @@ fn main() {
         ("grouped linears", linear::grouped),
         ("rope_kv and attention", attention::paths),
         ("sampling", ops::sampling),
+        ("adjusted logits", ops::adjusting),
         ("guard", linear::guard),
         (ALONE, one_shot::sums),
     ];

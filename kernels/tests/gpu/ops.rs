@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use half::f16;
-use secondwind_kernels::{cuda::*, weights::Dtype};
+use secondwind_kernels::{cuda::*, logits::Adjustment, weights::Dtype};
 
 use crate::{close, common::Random, download, poisoned, told};
 
@@ -205,15 +205,66 @@ pub fn sampling(device: &Device, random: &mut Random) -> Result<(), String> {
             for (actual, expected) in [
                 (row.sum_exp, expected.sum_exp),
                 (row.sum_exp_t, expected.sum_exp_t),
+                (row.sum_x_exp_t, expected.sum_x_exp_t),
             ] {
                 let error = (actual - expected).abs();
-                if error.is_nan() || error > 1e-5 * expected {
+                if error.is_nan() || error > 2e-5 * expected.abs() {
                     return Err(format!("{what}: a sum is {actual} and not {expected}"));
                 }
             }
             let wanted = request.target.map(|id| logits[(id - first_id) as usize]);
             if target != wanted {
                 return Err(format!("{what}: target {target:?} and not {wanted:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub fn adjusting(device: &Device, random: &mut Random) -> Result<(), String> {
+    // The last takes more than one launch.
+    for (rows, width, count) in [
+        (1, 5, 3),
+        (2, 1000, 700),
+        (3, 151_936, 5000),
+        (1, 151_936, 70_000),
+    ] {
+        let logits: Vec<f32> = random
+            .floats(rows * width)
+            .iter()
+            .map(|x| x * 20.0)
+            .collect();
+        let scratch = SampleScratch::new(device, rows, width).map_err(told)?;
+        let stride = (rows * width / count) as u32;
+        let adjustments: Vec<Adjustment> = (0..count as u32)
+            .map(|index| Adjustment {
+                element: index * stride,
+                bias: [0.0, 1.5, -100.0, f32::NEG_INFINITY][random.below(4)],
+                penalty: [1.0, 1.05, 0.3, 7.0][random.below(4)],
+                subtract: [0.0, 0.1, -2.0, 31.7][random.below(4)],
+            })
+            .collect();
+        let mut expected = logits.clone();
+        let mut expected_originals = vec![0.0; count];
+        secondwind_kernels::cpu::adjust_logits(
+            &mut expected,
+            &adjustments,
+            Some(&mut expected_originals),
+        )
+        .map_err(told)?;
+        for keep in [false, true] {
+            let logits_on = device.upload(&logits, "a test").map_err(told)?;
+            let mut originals = vec![f32::NAN; count];
+            let kept = keep.then_some(originals.as_mut_slice());
+            adjust_logits(device, &logits_on, &adjustments, kept, &scratch).map_err(told)?;
+            let got = download(device, &logits_on, rows * width)?;
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let what = format!("adjust_logits ({rows}, {width}), {count} changes");
+            if bits(&got) != bits(&expected) {
+                return Err(format!("{what}: other logits"));
+            }
+            if keep && bits(&originals) != bits(&expected_originals) {
+                return Err(format!("{what}: other originals"));
             }
         }
     }

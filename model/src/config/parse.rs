@@ -224,6 +224,7 @@ fn defaults(fields: &Fields<'_>) -> Result<GenerationDefaults, ConfigError> {
             .and_then(|k| u32::try_from(k).ok()),
         top_p: number("top_p", 1.0)?,
         min_p: number("min_p", 1.0)?,
+        typical_p: number("typical_p", 1.0)?,
         repetition_penalty: number("repetition_penalty", 1e4)?,
     })
 }

@@ -113,7 +113,7 @@ fn newer_spelling() {
 fn generation_config_adds_ends_and_defaults() {
     let generation = json!({
         "eos_token_id": [151645, 151643], "do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8,
-        "repetition_penalty": 1.05, "transformers_version": "5.23.0"
+        "typical_p": 0.9, "repetition_penalty": 1.05, "transformers_version": "5.23.0"
     });
     let text = Value::Object(older()).to_string();
     let config = ModelConfig::parse(&text, Some(&generation.to_string())).unwrap();
@@ -126,6 +126,7 @@ fn generation_config_adds_ends_and_defaults() {
             top_k: Some(20),
             top_p: Some(0.8),
             min_p: None,
+            typical_p: Some(0.9),
             repetition_penalty: Some(1.05),
         }
     );

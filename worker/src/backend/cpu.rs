@@ -12,7 +12,7 @@ use secondwind_kernels::{
     embedding::{EmbeddingBuilder, EmbeddingSource, EmbeddingTable},
     heads::{AttentionRows, HeadRows},
     kv::{KvCache, KvDtype, KvShape},
-    logits,
+    logits::{self, Adjustment, CANDIDATES},
     pool::ThreadPool,
     select::{
         AttentionPath, AttentionTask, Choice, DeviceFacts, LinearPath, LinearShape, Phase,
@@ -39,9 +39,6 @@ const ANY_TASK: AttentionTask = AttentionTask {
     kv: KvDtype::F32,
     precision: Precision::Exact,
 };
-
-/// Best logits of a row that a rank keeps for sampling.
-const CANDIDATES: usize = 256;
 
 /// CPU kernels over a fixed pool of threads; every activation is f32.
 pub struct CpuBackend {
@@ -455,6 +452,15 @@ impl Backend for CpuBackend {
             row.copy_from_slice(&x[token as usize * width..][..width]);
         }
         Ok(())
+    }
+
+    fn adjust_logits(
+        &mut self,
+        logits: &mut Vec<f32>,
+        changes: &[Adjustment],
+        originals: Option<&mut [f32]>,
+    ) -> Result<(), KernelError> {
+        cpu::adjust_logits(logits, changes, originals)
     }
 
     fn reduce_rows(

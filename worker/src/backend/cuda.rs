@@ -14,6 +14,7 @@ use secondwind_kernels::{
         Recording, SampleScratch, Table, Weights,
     },
     kv::{KvDtype, KvShape},
+    logits::Adjustment,
     select::{AttentionPath, LinearPath, Phase, Precision},
     weights::{Dtype, QuantSpec},
 };
@@ -667,6 +668,22 @@ impl Backend for CudaBackend {
             count,
             width,
             out,
+        )?)
+    }
+
+    fn adjust_logits(
+        &mut self,
+        logits: &mut Memory<f32>,
+        changes: &[Adjustment],
+        originals: Option<&mut [f32]>,
+    ) -> Result<(), KernelError> {
+        let scratch = &self.step()?.sample;
+        Ok(cuda::adjust_logits(
+            &self.device,
+            logits,
+            changes,
+            originals,
+            scratch,
         )?)
     }
 

@@ -19,8 +19,9 @@ use crate::backend::RECORDING_SIZES;
 /// Shape of the linear that is timed: like those of a 7B model.
 const TIMED: (usize, usize) = (4096, 8192);
 
-/// What attention, sampling and the step's arrays take, about: eager scores are most of it.
-const STEP_BYTES: u64 = 24 << 20;
+/// What attention, sampling and the step's arrays take, about: eager scores are most of it, and changes of
+/// logits a little more than 1 MiB.
+const STEP_BYTES: u64 = 26 << 20;
 
 /// Device memory that the driver may still take after a plan is made, as for kernels' stacks.
 const DRIVER_RESERVE_BYTES: u64 = 256 << 20;

@@ -1,15 +1,19 @@
-//! From logits to tokens: each rank reduces its vocabulary range, rank 0 merges, draws and tells all.
+//! From logits to tokens: each rank changes and reduces its vocabulary range, rank 0 merges, draws and tells all.
+
+use std::collections::HashMap;
 
 use prost::Message;
+use secondwind_kernels::logits::CANDIDATES;
 use secondwind_model::step::{RowResult, Sampling, Step, StepResult};
 use secondwind_proto::v1;
 
-use super::{Activations, ExecError, Place};
+use super::{Activations, ExecError, Place, changes::Changes};
 use crate::{
     backend::{Backend, RowRequest},
     batch::Batch,
     collective::{Collective, CollectiveError},
-    sampler::{self, Draw, Row},
+    rules::Adjustments,
+    sampler::{self, Covered, Draw, OwnRow, Row},
     shard::Shard,
     timeline::{Mark, Part},
 };
@@ -23,16 +27,18 @@ pub struct Outcome {
     pub result: StepResult,
 }
 
-/// Samples the rows of `step` whose logits [`super::forward`] left in `activations`.
+/// Samples the rows of `step` whose logits [`super::forward`] left in `activations`, after `adjustments`
+/// changed them in place.
 ///
 /// # Errors
 /// Names the operation.
 pub fn sample<B: Backend>(
     backend: &mut B,
     shard: &Shard<B>,
-    activations: &Activations<B>,
+    activations: &mut Activations<B>,
     step: &Step,
     batch: &Batch,
+    adjustments: &Adjustments,
     collective: &mut dyn Collective,
 ) -> Result<Outcome, ExecError> {
     let mut outcome = Outcome {
@@ -50,7 +56,8 @@ pub fn sample<B: Backend>(
         .iter()
         .filter_map(|&row| step.rows[row].sample.as_ref())
         .collect();
-    let mine = reduce(backend, shard, activations, batch, &samplings)?;
+    let changes = Changes::of(adjustments, &samplings, shard);
+    let (mine, originals) = reduce(backend, shard, activations, batch, &samplings, &changes)?;
     mark(backend, Part::Reduce)?;
     let gathered = collective
         .gather_to_root(mine.encode_to_vec())
@@ -68,7 +75,7 @@ pub fn sample<B: Backend>(
             let position = row.position + row.input.len();
             let draw = sampler::draw(
                 &merged.row,
-                sampler::covered(&merged.parts, &shard.vocab_lengths, &merged.row),
+                sampler::covered(&merged.parts, &shard.vocab_lengths, CANDIDATES, &merged.row),
                 shard.vocab_size,
                 sampling,
                 position,
@@ -93,24 +100,35 @@ pub fn sample<B: Backend>(
             shard,
             activations,
             &announced.whole_rows,
+            |row| changes.originals(row, &originals),
             collective,
         )?;
         if root {
             outcome.result.gathered_rows = announced.whole_rows.len() as u32;
-            for (&index, logits) in announced.whole_rows.iter().zip(whole) {
+            for (&index, whole) in announced.whole_rows.iter().zip(whole) {
                 let index = index as usize;
                 let step_row = batch.sample_rows[index];
                 let row = &step.rows[step_row];
-                let mut candidates: Vec<(u32, f32)> = (0..).zip(logits).collect();
+                let mut candidates: Vec<(u32, f32)> = (0..).zip(whole.logits).collect();
+                candidates.retain(|&(_, logit)| logit > f32::NEG_INFINITY);
                 sampler::sort_candidates(&mut candidates);
+                let own = rows[index].row.own.clone().map(|own| OwnRow {
+                    changed: whole.changed,
+                    ..own
+                });
                 let merged = Row {
                     candidates,
+                    own,
                     ..rows[index].row.clone()
                 };
                 let position = row.position + row.input.len();
+                let covered = Covered {
+                    count: merged.candidates.len(),
+                    whole: true,
+                };
                 let vocab = shard.vocab_size;
                 let Draw::Token(token) =
-                    sampler::draw(&merged, vocab, vocab, samplings[index], position)
+                    sampler::draw(&merged, covered, vocab, samplings[index], position)
                 else {
                     return Err(protocol("sample.whole", "a whole row lacks logits".into()));
                 };
@@ -162,14 +180,15 @@ fn mark<B: Backend>(backend: &mut B, part: Part) -> Result<(), ExecError> {
     marked.map_err(|source| ExecError::Op { place, source })
 }
 
-/// This rank's part of every logit row.
+/// This rank's part of every logit row after their changes, and what the changed logits were if that matters.
 fn reduce<B: Backend>(
     backend: &mut B,
     shard: &Shard<B>,
-    activations: &Activations<B>,
+    activations: &mut Activations<B>,
     batch: &Batch,
     samplings: &[&Sampling],
-) -> Result<v1::RankLogits, ExecError> {
+    changes: &Changes<'_>,
+) -> Result<(v1::RankLogits, Vec<f32>), ExecError> {
     let samples = samplings.iter().map(|sampling| RowRequest::Sample {
         temperature: sampling.temperature,
     });
@@ -179,23 +198,59 @@ fn reduce<B: Backend>(
         .map(|&(_, token)| RowRequest::Target { token });
     let requests: Vec<RowRequest> = samples.chain(targets).collect();
     let first_id = shard.vocab.start as u32;
-    let reduced = backend
-        .reduce_rows(&activations.logits, shard.vocab.len(), first_id, &requests)
-        .map_err(|source| ExecError::Op {
-            place: place("sample.reduce"),
+    let op = |op: &'static str| {
+        move |source| ExecError::Op {
+            place: place(op),
             source,
-        })?;
+        }
+    };
+    let logits = &mut activations.logits;
+    let kept = &requests[..changes.rows_to_keep()];
+    let before = backend
+        .reduce_rows(logits, shard.vocab.len(), first_id, kept)
+        .map_err(op("sample.reduce"))?;
+    let list = changes.all();
+    let mut originals = vec![0.0; if kept.is_empty() { 0 } else { list.len() }];
+    if !list.is_empty() {
+        let wanted = (!kept.is_empty()).then_some(originals.as_mut_slice());
+        backend
+            .adjust_logits(logits, list, wanted)
+            .map_err(op("sample.rules"))?;
+    }
+    let reduced = backend
+        .reduce_rows(logits, shard.vocab.len(), first_id, &requests)
+        .map_err(op("sample.reduce"))?;
+    let mut before = before.into_iter();
     let mut mine = v1::RankLogits::default();
-    for (request, (row, target_logit)) in requests.iter().zip(reduced) {
+    for (index, (request, (row, target_logit))) in requests.iter().zip(reduced).enumerate() {
         match request {
             RowRequest::Sample { .. } => {
+                let before = before.next();
+                let own = changes.reported(index).zip(before).map(|(top, (own, _))| {
+                    let were = changes.originals(index, &originals);
+                    let best = own.candidates.into_iter().take(top as usize);
+                    let (ids, logits) = best.unzip();
+                    let candidates = row.candidates.iter();
+                    let changed = candidates.filter_map(|(id, _)| Some((*id, *were.get(id)?)));
+                    let (changed_ids, changed_logits) = changed.unzip();
+                    v1::OwnRow {
+                        max: own.max,
+                        sum_exp: own.sum_exp,
+                        ids,
+                        logits,
+                        changed_ids,
+                        changed_logits,
+                    }
+                });
                 let (ids, logits) = row.candidates.into_iter().unzip();
                 mine.samples.push(v1::RowSummary {
                     max: row.max,
                     sum_exp: row.sum_exp,
                     sum_exp_at_temperature: row.sum_exp_t,
+                    sum_x_exp_at_temperature: row.sum_x_exp_t,
                     ids,
                     logits,
+                    own,
                 });
             }
             RowRequest::Target { .. } => mine.targets.push(v1::TargetSummary {
@@ -205,7 +260,7 @@ fn reduce<B: Backend>(
             }),
         }
     }
-    Ok(mine)
+    Ok((mine, originals))
 }
 
 struct Merged {
@@ -214,41 +269,42 @@ struct Merged {
 }
 
 fn merge_rows(ranks: &[v1::RankLogits], samplings: &[&Sampling]) -> Vec<Merged> {
+    let pairs = |ids: &[u32], logits: &[f32]| -> Vec<(u32, f32)> {
+        ids.iter().copied().zip(logits.iter().copied()).collect()
+    };
+    let part = |part: &v1::RowSummary| Row {
+        max: part.max,
+        sum_exp: part.sum_exp,
+        sum_exp_at_temperature: part.sum_exp_at_temperature,
+        sum_x_exp_at_temperature: part.sum_x_exp_at_temperature,
+        candidates: pairs(&part.ids, &part.logits),
+        own: part.own.as_ref().map(|own| OwnRow {
+            max: own.max,
+            sum_exp: own.sum_exp,
+            best: pairs(&own.ids, &own.logits),
+            changed: pairs(&own.changed_ids, &own.changed_logits),
+        }),
+    };
     samplings
         .iter()
         .enumerate()
         .map(|(index, sampling)| {
-            let parts: Vec<Row> = ranks
-                .iter()
-                .map(|rank| {
-                    let part = &rank.samples[index];
-                    Row {
-                        max: part.max,
-                        sum_exp: part.sum_exp,
-                        sum_exp_at_temperature: part.sum_exp_at_temperature,
-                        candidates: part
-                            .ids
-                            .iter()
-                            .copied()
-                            .zip(part.logits.iter().copied())
-                            .collect(),
-                    }
-                })
-                .collect();
+            let parts = ranks.iter().map(|rank| part(&rank.samples[index]));
+            let parts: Vec<Row> = parts.collect();
             let row = sampler::merge(&parts, sampling.temperature);
             Merged { parts, row }
         })
         .collect()
 }
 
-/// Every rank reduced as many rows as this one.
+/// Every rank reduced as many rows as this one, and of each row there is something to draw.
 fn check_shape(ranks: &[v1::RankLogits], samples: usize, targets: usize) -> Result<(), ExecError> {
     for (rank, part) in ranks.iter().enumerate() {
-        let filled = part
+        let paired = part
             .samples
             .iter()
-            .all(|row| !row.ids.is_empty() && row.ids.len() == row.logits.len());
-        if part.samples.len() != samples || part.targets.len() != targets || !filled {
+            .all(|row| row.ids.len() == row.logits.len());
+        if part.samples.len() != samples || part.targets.len() != targets || !paired {
             let what = format!(
                 "rank {rank} reduced {} and {} rows, {samples} and {targets} were due",
                 part.samples.len(),
@@ -256,6 +312,12 @@ fn check_shape(ranks: &[v1::RankLogits], samples: usize, targets: usize) -> Resu
             );
             return Err(protocol("sample.gather", what));
         }
+    }
+    let all_banned =
+        (0..samples).find(|&row| ranks.iter().all(|rank| rank.samples[row].ids.is_empty()));
+    if let Some(row) = all_banned {
+        let what = format!("no token of sampling row {row} is left to draw");
+        return Err(protocol("sample.gather", what));
     }
     Ok(())
 }
@@ -293,14 +355,23 @@ fn add_prompt_logprobs(
     Ok(())
 }
 
-/// Whole logits of the asked rows on rank 0; nothing elsewhere.
+/// One row's logits over the whole vocabulary, and what those were that rules changed.
+#[derive(Default)]
+struct WholeRow {
+    logits: Vec<f32>,
+    changed: Vec<(u32, f32)>,
+}
+
+/// Whole logits of the asked rows on rank 0; nothing elsewhere. `originals` says what a row's changed logits
+/// were on this rank.
 fn gather_whole<B: Backend>(
     backend: &mut B,
     shard: &Shard<B>,
     activations: &Activations<B>,
     rows: &[u32],
+    originals: impl Fn(usize) -> HashMap<u32, f32>,
     collective: &mut dyn Collective,
-) -> Result<Vec<Vec<f32>>, ExecError> {
+) -> Result<Vec<WholeRow>, ExecError> {
     let op = "sample.whole";
     let mut mine = v1::WholeRows::default();
     for &row in rows {
@@ -310,7 +381,12 @@ fn gather_whole<B: Backend>(
                 place: place(op),
                 source,
             })?;
-        mine.rows.push(v1::LogitRow { logits });
+        let (changed_ids, changed_logits) = originals(row as usize).into_iter().unzip();
+        mine.rows.push(v1::LogitRow {
+            logits,
+            changed_ids,
+            changed_logits,
+        });
     }
     let gathered = collective
         .gather_to_root(mine.encode_to_vec())
@@ -319,7 +395,7 @@ fn gather_whole<B: Backend>(
     if collective.rank() != 0 {
         return Ok(Vec::new());
     }
-    let mut whole = vec![Vec::with_capacity(shard.vocab_size); rows.len()];
+    let mut whole: Vec<WholeRow> = rows.iter().map(|_| WholeRow::default()).collect();
     for (rank, part) in ranks.into_iter().enumerate() {
         let due = shard.vocab_lengths[rank];
         if part.rows.len() != rows.len() || part.rows.iter().any(|row| row.logits.len() != due) {
@@ -329,7 +405,10 @@ fn gather_whole<B: Backend>(
             ));
         }
         for (whole, row) in whole.iter_mut().zip(part.rows) {
-            whole.extend(row.logits);
+            whole.logits.extend(row.logits);
+            whole
+                .changed
+                .extend(row.changed_ids.into_iter().zip(row.changed_logits));
         }
     }
     Ok(whole)

@@ -10,7 +10,7 @@ use super::{
     ScriptedEngine, chat_request, finished, generate, model, model_with, says, serve, serve_model,
     text_request,
 };
-use crate::api::InferenceService;
+use crate::api::{InferenceService, ServedModel};
 use crate::request::FinishReason;
 use crate::text::Text;
 use crate::text::fixture::{VOCAB_SIZE, files};
@@ -141,6 +141,135 @@ async fn every_bad_field_is_named() {
         ),
         (
             v1::GenerateRequest {
+                typical_p: Some(0.0),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "typical_p: 0 is not above 0 and at most 1",
+        ),
+        (
+            v1::GenerateRequest {
+                typical_p: Some(f32::NAN),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "typical_p: NaN is not above 0 and at most 1",
+        ),
+        (
+            v1::GenerateRequest {
+                repetition_penalty: Some(0.0),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "repetition_penalty: 0 is not between 0.01 and 100",
+        ),
+        (
+            v1::GenerateRequest {
+                repetition_penalty: Some(f32::INFINITY),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "repetition_penalty: inf is not between 0.01 and 100",
+        ),
+        (
+            v1::GenerateRequest {
+                presence_penalty: Some(2.5),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "presence_penalty: 2.5 is not between -2 and 2",
+        ),
+        (
+            v1::GenerateRequest {
+                presence_penalty: Some(f32::NAN),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "presence_penalty: NaN is not between -2 and 2",
+        ),
+        (
+            v1::GenerateRequest {
+                frequency_penalty: Some(-3.0),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "frequency_penalty: -3 is not between -2 and 2",
+        ),
+        (
+            v1::GenerateRequest {
+                logit_bias: [(5, 1.0), (320, 1.0)].into(),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "logit_bias[320]: token id 320 is not below the vocabulary size 320",
+        ),
+        (
+            v1::GenerateRequest {
+                logit_bias: [(5, 101.0)].into(),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "logit_bias: 101 for token 5 is not between -100 and 100",
+        ),
+        (
+            v1::GenerateRequest {
+                logit_bias: [(5, f32::NAN)].into(),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "logit_bias: NaN for token 5 is not between -100 and 100",
+        ),
+        (
+            v1::GenerateRequest {
+                logit_bias: (0..1025).map(|token| (token, 0.0)).collect(),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "logit_bias: 1025 entries; at most 1024 are taken",
+        ),
+        (
+            v1::GenerateRequest {
+                min_tokens: Some(6),
+                max_tokens: Some(5),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "min_tokens: 6 is not at most max_tokens, which is 5",
+        ),
+        (
+            v1::GenerateRequest {
+                min_tokens: Some(64),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "min_tokens: 64 is not at most 63, for which the context has room after the prompt",
+        ),
+        (
+            v1::GenerateRequest {
+                n: Some(2),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "n: 2 is not 1; send a request for each answer that is wanted",
+        ),
+        (
+            v1::GenerateRequest {
+                n: Some(0),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "n: 0 is not 1; send a request for each answer that is wanted",
+        ),
+        (
+            v1::GenerateRequest {
+                best_of: Some(4),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "best_of: 4 is not 1; no answers are drawn to be thrown away",
+        ),
+        (
+            v1::GenerateRequest {
                 logprobs: Some(21),
                 ..base()
             },
@@ -264,6 +393,33 @@ async fn every_bad_field_is_named() {
         assert_eq!((status.code(), status.message()), (code, message));
     }
     assert!(served.engine.submitted.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn something_must_be_left_to_draw_before_min_tokens() {
+    // The fixture has more tokens than a request may name stop tokens, so the model ends at any of them.
+    let model = ServedModel {
+        eos_token_ids: (0..VOCAB_SIZE as u32).collect(),
+        ..model()
+    };
+    let served = serve_model(model, says(vec![finished(FinishReason::Length)])).await;
+    let request = v1::GenerateRequest {
+        min_tokens: Some(1),
+        ..text_request("hello")
+    };
+    let status = generate(&served, request.clone()).await.error.unwrap();
+    assert_eq!(
+        (status.code(), status.message()),
+        (
+            Code::InvalidArgument,
+            "min_tokens: 1 is not possible where every token of the vocabulary is a stop token"
+        )
+    );
+    let request = v1::GenerateRequest {
+        ignore_eos: true,
+        ..request
+    };
+    assert!(generate(&served, request).await.error.is_none());
 }
 
 #[tokio::test]

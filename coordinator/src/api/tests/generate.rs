@@ -140,6 +140,21 @@ async fn a_stop_string_ends_the_text_and_cancels_the_sequence() {
 }
 
 #[tokio::test]
+async fn stop_strings_are_not_looked_for_within_min_tokens() {
+    let mut events = bytes("one two one");
+    events.push(finished(FinishReason::Length));
+    let served = serve(says(events)).await;
+    let request = v1::GenerateRequest {
+        stop: vec![b"one".to_vec()],
+        min_tokens: Some(5),
+        ..text_request("hello")
+    };
+    let answer = generate(&served, request).await;
+    assert_eq!(answer.text, "one two ");
+    assert_eq!(answer.finish.unwrap().stop, "one");
+}
+
+#[tokio::test]
 async fn text_held_for_a_stop_string_comes_at_the_end() {
     let mut events = bytes("and thr");
     events.push(finished(FinishReason::Length));

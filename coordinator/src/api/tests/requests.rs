@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
 use secondwind_model::config::GenerationDefaults;
+use secondwind_model::step::LogitRules;
 use secondwind_proto::v1;
 use tonic::metadata::MetadataMap;
 
@@ -32,23 +33,31 @@ fn a_silent_request_takes_the_checkpoints_defaults() {
         top_k: Some(20),
         top_p: Some(0.8),
         min_p: None,
+        typical_p: Some(0.95),
         repetition_penalty: Some(1.05),
     });
-    assert_eq!(
-        warnings,
-        ["generation_config.json: repetition_penalty = 1.05 is not supported yet and not applied"]
-    );
+    assert!(warnings.is_empty(), "{warnings:?}");
     let checked = check_generate(text_request("hello"), &model, None).unwrap();
     let sampling = &checked.sequence.sampling;
     assert_eq!(
         (sampling.temperature, sampling.top_k, sampling.top_p),
         (0.7, 20, 0.8)
     );
+    assert_eq!(sampling.typical_p, 0.95);
+    let prompt_tokens = checked.sequence.prompt.len();
+    let penalised = LogitRules {
+        repetition_penalty: 1.05,
+        prompt_tokens,
+        ..LogitRules::default()
+    };
+    assert_eq!(sampling.rules.as_deref(), Some(&penalised));
     let request = v1::GenerateRequest {
         temperature: Some(0.0),
         top_k: Some(0),
         top_p: Some(1.0),
         min_p: Some(0.1),
+        typical_p: Some(1.0),
+        repetition_penalty: Some(1.0),
         seed: Some(5),
         ..text_request("hello")
     };
@@ -66,6 +75,7 @@ fn a_silent_request_takes_the_checkpoints_defaults() {
         ),
         (0.0, 0, 1.0, 0.1, 5)
     );
+    assert_eq!((sampling.typical_p, sampling.rules), (1.0, None));
 }
 
 #[test]
@@ -75,14 +85,19 @@ fn defaults_that_are_out_of_range_are_not_applied() {
         temperature: Some(-1.0),
         top_p: Some(0.0),
         min_p: Some(f32::NAN),
-        repetition_penalty: Some(1.0),
+        typical_p: Some(1.5),
+        repetition_penalty: Some(0.0),
         ..GenerationDefaults::default()
     });
     assert_eq!(
         (defaults.temperature, defaults.top_p, defaults.min_p),
         (1.0, 1.0, 0.0)
     );
-    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    assert_eq!(
+        (defaults.typical_p, defaults.repetition_penalty),
+        (1.0, 1.0)
+    );
+    assert_eq!(warnings.len(), 5, "{warnings:?}");
     let (greedy, _) = SamplingDefaults::new(&GenerationDefaults {
         temperature: Some(0.7),
         top_p: Some(0.9),
@@ -107,6 +122,44 @@ fn stop_tokens_are_sorted_and_special_stop_strings_are_among_them() {
     };
     let checked = check_generate(request, &model(), None).unwrap();
     assert_eq!(checked.sequence.stop_token_ids, [3, 9, END_OF_TEXT]);
+}
+
+#[test]
+fn rules_are_whole_and_sorted_and_absent_where_they_change_nothing() {
+    let request = v1::GenerateRequest {
+        presence_penalty: Some(-2.0),
+        frequency_penalty: Some(0.5),
+        logit_bias: [(300, 100.0), (7, -100.0)].into(),
+        min_tokens: Some(3),
+        stop_token_ids: vec![9, 3],
+        n: Some(1),
+        best_of: Some(1),
+        ..text_request("hello")
+    };
+    let rules = |request| {
+        let checked = check_generate(request, &model(), None).unwrap();
+        let prompt_tokens = checked.sequence.prompt.len();
+        (checked.sequence.sampling.rules, prompt_tokens)
+    };
+    let (given, prompt_tokens) = rules(request);
+    let expected = LogitRules {
+        presence_penalty: -2.0,
+        frequency_penalty: 0.5,
+        logit_bias: vec![(7, -100.0), (300, 100.0)],
+        min_tokens: 3,
+        stop_tokens: vec![3, 9, IM_END],
+        prompt_tokens,
+        ..LogitRules::default()
+    };
+    assert_eq!(given.as_deref(), Some(&expected));
+    let nothing = v1::GenerateRequest {
+        repetition_penalty: Some(1.0),
+        presence_penalty: Some(0.0),
+        frequency_penalty: Some(0.0),
+        min_tokens: Some(0),
+        ..text_request("hello")
+    };
+    assert_eq!(rules(nothing).0, None);
 }
 
 #[test]

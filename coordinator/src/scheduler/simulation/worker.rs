@@ -29,6 +29,7 @@ pub struct Worker {
 pub struct Table {
     blocks: Vec<u32>,
     positions: usize,
+    has_rules: bool,
 }
 
 impl Worker {
@@ -147,6 +148,19 @@ impl Worker {
                 (id, position, token_at(id, position)),
                 "sequence {id}"
             );
+        }
+        if let Some(sample) = &row.sample {
+            // Rules come once, and with every token that came before, on the wire or in the cache.
+            assert_eq!(
+                sample.rules.is_some(),
+                !table.has_rules,
+                "rules of sequence {id}"
+            );
+            if let Some(rules) = &sample.rules {
+                let before: Vec<u32> = (0..row.position).map(|at| token_at(id, at)).collect();
+                assert_eq!(rules.history, before);
+            }
+            table.has_rules = true;
         }
         for (offset, &target) in row.prompt_targets.iter().enumerate() {
             assert_eq!(target, token_at(id, row.position + offset + 1));

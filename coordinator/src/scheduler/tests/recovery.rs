@@ -64,6 +64,63 @@ fn the_youngest_is_preempted_and_starts_again_with_its_tokens() {
 }
 
 #[test]
+fn rules_come_once_and_again_with_the_tokens_that_they_need() {
+    let rules = |repetition_penalty, presence_penalty| LogitRules {
+        repetition_penalty,
+        presence_penalty,
+        prompt_tokens: 12,
+        ..LogitRules::default()
+    };
+    let mut it = scheduler(|settings| settings.max_in_flight = 1);
+    for rules in [rules(1.2, 0.0), rules(1.0, 0.5), rules(1.0, 0.0)] {
+        let request = request(12, 9);
+        let sampling = Sampling {
+            rules: Some(Box::new(rules)),
+            ..request.sampling
+        };
+        it.submit(NewSequence {
+            sampling,
+            ..request
+        })
+        .unwrap();
+    }
+    // (where the row begins, how many earlier tokens the rules bring) of each row that brings rules.
+    let brought = |it: &mut Scheduler| -> [Vec<(usize, usize)>; 3] {
+        let mut brought = [const { Vec::new() }; 3];
+        for _ in 0..8 {
+            let (step, _) = turn(it, 5);
+            for row in step.rows {
+                let sample = row.sample.and_then(|sample| sample.rules);
+                let history = sample.map(|rules| rules.history);
+                let at = |history: Vec<u32>| {
+                    assert!(
+                        history
+                            .iter()
+                            .all(|token| (100..112).contains(token) || *token == 5)
+                    );
+                    (row.position, history.len())
+                };
+                brought[row.sequence as usize - 1].extend(history.map(at));
+            }
+        }
+        brought
+    };
+    let [prompt, output, neither] = brought(&mut it);
+    let row = |brought: &[(usize, usize)]| {
+        assert_eq!(brought.len(), 1, "{brought:?}");
+        brought[0]
+    };
+    // A prompt longer than a step, so that the row that samples is not its first.
+    assert!(row(&prompt).0 > 0 && row(&prompt).1 == row(&prompt).0);
+    assert_eq!((row(&output).1, row(&neither).1), (0, 0));
+    it.abort_epoch();
+    let [prompt, output, neither] = brought(&mut it);
+    assert_eq!(row(&prompt).1, row(&prompt).0);
+    assert_eq!(row(&output).1, row(&output).0.saturating_sub(12));
+    assert_eq!(row(&neither).1, 0);
+}
+
+#[test]
 fn one_in_flight_is_preempted_after_its_step() {
     let mut it = scheduler(|settings| settings.kv_blocks = 5);
     it.submit(request(4, 9)).unwrap();

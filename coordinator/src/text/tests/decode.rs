@@ -49,6 +49,27 @@ fn what_is_not_utf8_becomes_replacement_characters_as_in_python() {
 }
 
 #[test]
+fn no_stop_string_ends_within_the_least_length() {
+    let stop_after = |tokens| {
+        let mut decoder = decoder(&["ab"]).not_before(tokens);
+        let mut text = String::new();
+        for byte in "abcab".bytes() {
+            let piece = decoder.push(byte.into());
+            text.push_str(&piece.text);
+            if piece.stop.is_some() {
+                return text;
+            }
+        }
+        text + &decoder.finish().text
+    };
+    assert_eq!(stop_after(0), "");
+    assert_eq!(stop_after(1), "");
+    assert_eq!(stop_after(2), "abc");
+    assert_eq!(stop_after(4), "abc");
+    assert_eq!(stop_after(5), "abcab");
+}
+
+#[test]
 fn special_tokens_have_no_text_and_do_not_cut_characters() {
     let mut decoder = decoder(&[]);
     let tokens = [0xc3, IM_END, 0xa9, THINK, UNUSED, u32::from(b'x')];
@@ -105,9 +126,11 @@ fn the_stop_string_that_is_complete_first_wins_and_the_longest_of_those() {
     }
 }
 
-/// The definition: cut the text before the first stop string that is complete, the longest of those.
-fn stopped(text: &str, stops: &[String]) -> (String, Option<String>) {
-    for (end, _) in text.char_indices().skip(1).chain([(text.len(), ' ')]) {
+/// The definition: cut the text before the first stop string that is complete after `exempt` bytes, the longest
+/// of those.
+fn stopped(text: &str, stops: &[String], exempt: usize) -> (String, Option<String>) {
+    let ends = text.char_indices().skip(1).chain([(text.len(), ' ')]);
+    for (end, _) in ends.filter(|(end, _)| *end > exempt) {
         let longest = stops
             .iter()
             .filter(|stop| text[..end].ends_with(stop.as_str()))
@@ -151,17 +174,25 @@ proptest! {
     fn stops_are_found_iff_they_are_in_the_whole_text(
         pieces in prop::collection::vec("[abé]{0,4}", 0..8),
         stops in prop::collection::vec("[abé]{1,4}", 0..4),
+        exempt in prop_oneof![Just(0_usize), 0_usize..8],
     ) {
         let whole = pieces.concat();
+        let exempt = exempt.min(pieces.len());
+        let exempt_bytes = pieces[..exempt].concat().len();
         let mut matcher = StopMatcher::new(stops.clone());
         let (mut text, mut found) = (String::new(), None);
-        for piece in &pieces {
+        for piece in &pieces[..exempt] {
+            text.push_str(&matcher.pass(piece));
+        }
+        for piece in &pieces[exempt..] {
             let piece = matcher.push(piece);
             text.push_str(&piece.text);
             found = found.or(piece.stop);
         }
         text.push_str(&matcher.finish());
-        prop_assert_eq!(found.is_some(), stops.iter().any(|stop| whole.contains(stop.as_str())));
-        prop_assert_eq!((text, found), stopped(&whole, &stops));
+        if exempt == 0 {
+            prop_assert_eq!(found.is_some(), stops.iter().any(|stop| whole.contains(stop.as_str())));
+        }
+        prop_assert_eq!((text, found), stopped(&whole, &stops, exempt_bytes));
     }
 }
