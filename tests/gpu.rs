@@ -17,7 +17,10 @@ use secondwind_kernels::{
     cuda::{Arch, device_count},
     select::{AttentionPath, LinearPath},
 };
-use secondwind_model::plan::{KvDType, LmHead, Precision};
+use secondwind_model::{
+    plan::{KvDType, LmHead, Precision},
+    step::{LogitRules, Sampling},
+};
 
 /// A sum over NCCL holds its cards until every rank has come, so nothing else of this process may wait
 /// for them meanwhile.
@@ -85,6 +88,11 @@ fn main() {
         add(
             format!("{name}: an int8 lm_head stays close"),
             int8_head,
+            arch,
+        );
+        add(
+            format!("{name}: rules change logits as on a cpu"),
+            rules,
             arch,
         );
     }
@@ -211,6 +219,57 @@ fn two_parts(arch: Option<Arch>) {
             );
         }
     }
+}
+
+/// Two sequences that decode together, one under rules: greedy tokens are those of a CPU, and are others than
+/// without the rules.
+fn rules(arch: Option<Arch>) {
+    let folders = folders();
+    let folder = folders
+        .iter()
+        .find(|folder| folder.ends_with("qwen3_4bit_v2_asym"));
+    let folder = folder.expect("the checkpoint is in the repository");
+    let prompt = &golden(folder)[0].tokens[..8];
+    let decoded = |on, rules: LogitRules| {
+        let setup = Setup {
+            on,
+            ..Setup::world(1)
+        };
+        let mut ranks = Ranks::load(folder, 64, &setup);
+        let mut sequences = [ranks.sequence(64), ranks.sequence(64)];
+        let mut tokens = [prompt.to_vec(), prompt[1..].to_vec()];
+        for step in 0..24 {
+            let rows = (0..2).map(|which| {
+                let known = tokens[which].len();
+                let new = if step == 0 { 0 } else { known - 1 };
+                let sampling = Sampling {
+                    rules: (which == 0 && step == 0).then(|| Box::new(rules.clone())),
+                    ..Sampling::default()
+                };
+                sequences[which].row(&tokens[which][new..], &[], Some(sampling))
+            });
+            let rows = rows.collect();
+            let result = ranks.step(rows, Vec::new());
+            for (tokens, row) in tokens.iter_mut().zip(result.rows) {
+                tokens.extend(row.token.map(|token| token.token));
+            }
+        }
+        tokens
+    };
+    let plain = decoded(On::Cpu, LogitRules::default());
+    let rules = LogitRules {
+        repetition_penalty: 1.5,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.5,
+        logit_bias: vec![(plain[0][prompt.len()], -100.0)],
+        min_tokens: 4,
+        stop_tokens: vec![plain[0][prompt.len() + 1]],
+        prompt_tokens: prompt.len(),
+        ..LogitRules::default()
+    };
+    let expected = decoded(On::Cpu, rules.clone());
+    assert!(expected[0] != plain[0] && expected[1] == plain[1]);
+    assert_eq!(decoded(On::Card(arch), rules), expected);
 }
 
 fn plainest(arch: Option<Arch>) {
