@@ -76,6 +76,7 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
             split: config.shares("coordinator.split"),
         },
         max_waiting: integer("coordinator.max_waiting")?,
+        prefix_cache: config.text("coordinator.prefix_cache").as_deref() != Some("off"),
         collective: match config.text("coordinator.collective").as_deref() {
             Some("grpc") => Collective::Grpc,
             Some("nccl") => Collective::Nccl,

@@ -29,6 +29,7 @@ fn measure(sequences: usize, kv_blocks: usize) {
         max_context_tokens: 4096,
         max_in_flight: 2,
         max_waiting: sequences,
+        prefix_cache: true,
     })
     .expect("settings are valid");
     let mut answered = None;
@@ -74,6 +75,7 @@ fn request(salt: usize) -> NewSequence {
             logprobs: None,
         },
         prompt_logprobs: false,
+        tenant: 0,
     }
 }
 

@@ -91,6 +91,7 @@ async fn measure(sequences: usize, world: usize) -> Duration {
     let settings = LoopSettings {
         max_waiting: sequences,
         step_deadline: Duration::from_secs(60),
+        prefix_cache: true,
     };
     let (step_loop, engine) = StepLoop::new(settings, formed, watched);
     let (_stop, mut stopped) = watch::channel(false);

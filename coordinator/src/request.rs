@@ -29,7 +29,10 @@ pub struct NewSequence {
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
     /// Its first step was sent.
-    Started,
+    Started {
+        /// Leading tokens of the prompt whose KV was cached, and which are not computed.
+        cached_prompt_tokens: usize,
+    },
     /// Natural log-probabilities of the prompt tokens from the second on.
     PromptLogprobs(Vec<f32>),
     /// A token was sampled.

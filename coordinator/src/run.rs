@@ -48,6 +48,8 @@ pub struct CoordinatorConfig {
     pub settings: Settings,
     /// Sequences that may wait for a place.
     pub max_waiting: usize,
+    /// Requests share the KV of prompts that begin alike.
+    pub prefix_cache: bool,
     /// How ranks meet.
     pub collective: Collective,
     /// A step that takes longer ends the epoch.
@@ -192,6 +194,7 @@ impl Coordinator {
         let loop_settings = LoopSettings {
             max_waiting: config.max_waiting,
             step_deadline: config.step_deadline,
+            prefix_cache: config.prefix_cache,
         };
         let (step_loop, engine) = StepLoop::new(loop_settings, formed, state.clone());
         let (serving, health) = api::health().await;

@@ -15,6 +15,9 @@
 //!   youngest sequence is preempted: its blocks are freed and it waits, with all its tokens, to be
 //!   computed again. If it is in flight, it is left out of steps until that is committed. The oldest
 //!   is never preempted.
+//! - A full block whose step is committed may be shared ([`cache`]): a sequence that is let in begins
+//!   after the cached blocks that hold its first tokens, and its first row brings them as `new_blocks`.
+//!   A shared block is never written: what a sequence computes goes to blocks of its own.
 //! - A sequence leaves the workers through [`Step::ended`](secondwind_model::step::Step::ended), once
 //!   for each time it came there in an epoch. Workers forget `ended` before they run `rows`: the same id
 //!   in both means forget, then start again at position 0. Block tables are per sequence and
@@ -25,6 +28,7 @@
 
 mod batch;
 pub mod blocks;
+mod cache;
 mod commit;
 mod policy;
 mod sequence;
@@ -37,7 +41,7 @@ use std::collections::VecDeque;
 
 use secondwind_model::step::{SequenceId, TokenLogprobs};
 
-use blocks::BlockPool;
+use cache::KvCache;
 use policy::Waiting;
 use sequence::{Phase, Sequence, SequenceTable};
 
@@ -64,6 +68,8 @@ pub struct SchedulerSettings {
     pub max_in_flight: usize,
     /// Sequences that may wait beyond those for which there is a place to run.
     pub max_waiting: usize,
+    /// Keep full blocks, and share them between sequences of one tenant that begin alike.
+    pub prefix_cache: bool,
 }
 
 /// Settings under which nothing could run.
@@ -164,8 +170,10 @@ pub struct Counters {
     pub running: usize,
     /// Steps sent and not committed.
     pub steps_in_flight: usize,
-    /// KV blocks owned.
+    /// KV blocks that sequences own.
     pub blocks_used: usize,
+    /// KV blocks that only the prefix cache owns: they are taken when no others are free.
+    pub blocks_cached: usize,
     /// KV blocks that can be owned.
     pub blocks_total: usize,
     /// Sum: sequences sent back to wait because blocks ran out.
@@ -176,13 +184,19 @@ pub struct Counters {
     pub recomputed_tokens: u64,
     /// Sum: tokens emitted.
     pub sampled_tokens: u64,
+    /// Sum: tokens of sequences let in, for which the prefix cache was asked.
+    pub prefix_queried_tokens: u64,
+    /// Sum: those of them that it had, and that were not computed.
+    pub prefix_hit_tokens: u64,
+    /// Sum: cached blocks that were taken for something else.
+    pub prefix_evictions: u64,
 }
 
 /// Decides every step of the group.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
     settings: SchedulerSettings,
-    pool: BlockPool,
+    kv: KvCache,
     sequences: SequenceTable,
     /// Sequences in `Prefill` and `Decode`, oldest first.
     running: Vec<SequenceId>,
@@ -216,7 +230,11 @@ impl Scheduler {
         }
         Ok(Self {
             settings,
-            pool: BlockPool::new(settings.kv_blocks),
+            kv: KvCache::new(
+                settings.kv_blocks,
+                settings.block_tokens,
+                settings.prefix_cache,
+            ),
             sequences: SequenceTable::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
@@ -278,23 +296,25 @@ impl Scheduler {
     }
 
     /// The group is gone. Steps in flight are dropped, every sequence waits to be computed again with
-    /// the tokens it has, and steps count from 0 anew. Workers of a new epoch know no sequence.
+    /// the tokens it has, and steps count from 0 anew. Workers of a new epoch know no sequence, and their
+    /// blocks hold nothing.
     pub fn abort_epoch(&mut self) {
         self.in_flight.clear();
         self.ended.clear();
         self.next_number = 0;
         for id in std::mem::take(&mut self.running).into_iter().rev() {
-            self.sequences[id].restart(&mut self.pool);
+            self.sequences[id].restart(&mut self.kv);
             self.waiting.push_front(Waiting { id });
         }
-        let pool = &mut self.pool;
+        let kv = &mut self.kv;
         self.sequences.0.retain(|_, sequence| {
             if sequence.phase == Phase::Finishing {
-                sequence.release_blocks(pool);
+                sequence.release_blocks(kv);
             }
             sequence.phase == Phase::Waiting
         });
-        debug_assert_eq!(self.pool.used(), 0);
+        self.kv.forget_prefixes();
+        debug_assert_eq!(self.kv.available(), self.kv.total());
     }
 
     /// Begins an epoch with another number of KV blocks, after [`abort_epoch`](Self::abort_epoch).
@@ -302,7 +322,9 @@ impl Scheduler {
     pub fn replan(&mut self, kv_blocks: usize) -> Vec<(SequenceId, Refusal)> {
         self.abort_epoch();
         self.settings.kv_blocks = kv_blocks;
-        self.pool = BlockPool::new(kv_blocks);
+        self.totals.prefix_evictions += self.kv.evictions();
+        let settings = &self.settings;
+        self.kv = KvCache::new(kv_blocks, settings.block_tokens, settings.prefix_cache);
         let mut refused = Vec::new();
         for (&id, sequence) in &self.sequences.0 {
             if let Err(refusal) = self.check_blocks(sequence) {
@@ -326,8 +348,10 @@ impl Scheduler {
             waiting: self.waiting.len(),
             running: self.running.len(),
             steps_in_flight: self.in_flight.len(),
-            blocks_used: self.pool.used(),
-            blocks_total: self.pool.total(),
+            blocks_used: self.kv.in_use(),
+            blocks_cached: self.kv.resting(),
+            blocks_total: self.kv.total(),
+            prefix_evictions: self.totals.prefix_evictions + self.kv.evictions(),
             ..self.totals
         }
     }
@@ -346,7 +370,7 @@ impl Scheduler {
     fn drop_if_over(&mut self, id: SequenceId) {
         let sequence = &mut self.sequences[id];
         if sequence.phase == Phase::Finishing && sequence.in_flight == 0 {
-            sequence.release_blocks(&mut self.pool);
+            sequence.release_blocks(&mut self.kv);
             self.sequences.0.remove(&id);
         }
     }
@@ -355,7 +379,7 @@ impl Scheduler {
         let needed = sequence
             .most_positions()
             .div_ceil(self.settings.block_tokens);
-        let kv_blocks = self.pool.total();
+        let kv_blocks = self.kv.total();
         if needed > kv_blocks {
             Err(Refusal::TooFewBlocks { needed, kv_blocks })
         } else {

@@ -41,6 +41,8 @@ pub struct LoopSettings {
     pub max_waiting: usize,
     /// A step that takes longer ends the epoch.
     pub step_deadline: Duration,
+    /// Sequences share the KV of prompts that begin alike.
+    pub prefix_cache: bool,
 }
 
 /// A step that was sent.
@@ -179,6 +181,7 @@ impl StepLoop {
                     max_context_tokens: plan.settings.max_context_tokens,
                     max_in_flight: 2,
                     max_waiting: self.settings.max_waiting,
+                    prefix_cache: self.settings.prefix_cache,
                 };
                 let scheduler = Scheduler::new(settings).map_err(|error| error.to_string())?;
                 self.scheduler = Some(scheduler);
@@ -233,15 +236,18 @@ impl StepLoop {
                 link.step(&step);
             }
             let now = Instant::now();
-            let sequences: Vec<SequenceId> = step.rows.iter().map(|row| row.sequence).collect();
-            for id in &sequences {
-                if let Some(client) = self.clients.get_mut(id)
+            for row in &step.rows {
+                if let Some(client) = self.clients.get_mut(&row.sequence)
                     && client.started.is_none()
                 {
                     client.started = Some(now);
-                    client.tell(SequenceEvent::Started);
+                    // A first row begins after what is cached.
+                    client.tell(SequenceEvent::Started {
+                        cached_prompt_tokens: row.position,
+                    });
                 }
             }
+            let sequences: Vec<SequenceId> = step.rows.iter().map(|row| row.sequence).collect();
             self.in_flight.push_back(Sent {
                 number: step.number,
                 sequences,

@@ -27,6 +27,7 @@ pub struct Setup {
     pub max_waiting: usize,
     pub max_context_tokens: Option<usize>,
     pub kv_dtype: KvDType,
+    pub prefix_cache: bool,
 }
 
 impl Setup {
@@ -39,6 +40,7 @@ impl Setup {
             max_waiting: 1024,
             max_context_tokens: None,
             kv_dtype: KvDType::F32,
+            prefix_cache: true,
         }
     }
 }
@@ -75,6 +77,7 @@ impl Cluster {
                 split: None,
             },
             max_waiting: setup.max_waiting,
+            prefix_cache: setup.prefix_cache,
             collective: setup.collective,
             step_deadline: PATIENCE,
             exit_without_plan: false,

@@ -174,6 +174,7 @@ impl Scheduler {
             .saturating_sub(sequence.computed)) as u64;
         sequence.computed = row.end;
         sequence.high_water = sequence.high_water.max(row.end);
+        sequence.register_blocks(&mut self.kv, self.settings.block_tokens);
         if sequence.phase == Phase::Finishing {
             self.drop_if_over(id);
             return;

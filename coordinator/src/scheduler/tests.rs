@@ -19,6 +19,7 @@ fn settings() -> SchedulerSettings {
         max_context_tokens: 32,
         max_in_flight: 2,
         max_waiting: 4,
+        prefix_cache: false,
     }
 }
 
@@ -43,6 +44,7 @@ fn request(prompt_tokens: u32, max_tokens: usize) -> NewSequence {
             logprobs: Some(2),
         },
         prompt_logprobs: false,
+        tenant: 0,
     }
 }
 

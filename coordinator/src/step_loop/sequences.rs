@@ -32,6 +32,7 @@ impl StepLoop {
             stop_tokens: sequence.stop_token_ids,
             sampling: sequence.sampling,
             prompt_logprobs: wants_prompt_logprobs,
+            tenant: 0,
         });
         let id = match accepted {
             Ok(id) => id,

@@ -139,6 +139,7 @@ impl Harness {
         let settings = LoopSettings {
             max_waiting: 8,
             step_deadline,
+            prefix_cache: true,
         };
         let (step_loop, engine) = StepLoop::new(settings, formed, watched);
         let (stop, mut stopped) = watch::channel(false);
@@ -216,7 +217,7 @@ async fn drain(stream: &mut EventStream) -> (Vec<u32>, SequenceEvent) {
             .expect("no end");
         match event {
             SequenceEvent::Token(token) => tokens.push(token.token),
-            SequenceEvent::Started | SequenceEvent::PromptLogprobs(_) => {}
+            SequenceEvent::Started { .. } | SequenceEvent::PromptLogprobs(_) => {}
             end => return (tokens, end),
         }
     }
@@ -272,7 +273,10 @@ async fn a_lost_rank_ends_the_epoch_and_the_next_goes_on() {
         _ => Box::new(Hangs),
     });
     let mut stream = harness.submit(10, 6).await;
-    assert_eq!(stream.recv().await, Some(SequenceEvent::Started));
+    let started = SequenceEvent::Started {
+        cached_prompt_tokens: 0,
+    };
+    assert_eq!(stream.recv().await, Some(started));
     let reason = "rank 1 is gone".to_owned();
     events.send(RankEvent::Lost { rank: 1, reason }).unwrap();
     let end = harness.ends.recv().await.unwrap();
