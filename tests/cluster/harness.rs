@@ -28,6 +28,7 @@ pub struct Setup {
     pub max_context_tokens: Option<usize>,
     pub kv_dtype: KvDType,
     pub prefix_cache: bool,
+    pub split: Option<Vec<f64>>,
 }
 
 impl Setup {
@@ -41,6 +42,7 @@ impl Setup {
             max_context_tokens: None,
             kv_dtype: KvDType::F32,
             prefix_cache: true,
+            split: None,
         }
     }
 }
@@ -74,7 +76,7 @@ impl Cluster {
                 precision: Precision::Exact,
                 lm_head: LmHead::Fp16,
                 memory_reserve_bytes: 0,
-                split: None,
+                split: setup.split.clone(),
             },
             max_waiting: setup.max_waiting,
             prefix_cache: setup.prefix_cache,

@@ -2,4 +2,5 @@
 
 mod builtin;
 mod harness;
+mod prefix;
 mod serving;

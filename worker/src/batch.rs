@@ -35,7 +35,7 @@ pub struct Batch {
     /// (rows + 1) where each row's table starts, and the end of the last.
     pub table_offsets: Vec<u32>,
     /// (tokens) the row of the step that brings it.
-    pub askedof_token: Vec<u32>,
+    pub row_of_token: Vec<u32>,
     /// (tokens) tokens of its sequence that it attends to, itself included.
     pub context_lengths: Vec<u32>,
     /// Tokens whose logits are needed, those that sample first.
@@ -56,7 +56,7 @@ impl Batch {
     /// Of each row, in order: tokens that its sequence had before, and tokens of the step.
     pub fn extents(&self) -> impl Iterator<Item = (usize, usize)> {
         let mut at = 0;
-        self.askedof_token.chunk_by(|a, b| a == b).map(move |row| {
+        self.row_of_token.chunk_by(|a, b| a == b).map(move |row| {
             let before = self.positions[at] as usize;
             at += row.len();
             (before, row.len())
@@ -72,7 +72,7 @@ impl Batch {
         padded.tokens.extend(&blank.tokens[own..]);
         padded.positions.extend(&blank.positions[own..]);
         padded.slots.extend(&blank.slots[own..]);
-        padded.askedof_token.extend(&blank.askedof_token[own..]);
+        padded.row_of_token.extend(&blank.row_of_token[own..]);
         padded.context_lengths.extend(&blank.context_lengths[own..]);
         padded.logit_tokens.extend(&blank.logit_tokens[own..]);
         padded.table_offsets.resize(tokens + 1, end);
@@ -88,7 +88,7 @@ impl Batch {
             slots: vec![NO_SLOT; tokens],
             block_tables: Vec::new(),
             table_offsets: vec![0; tokens + 1],
-            askedof_token: (0..count).collect(),
+            row_of_token: (0..count).collect(),
             context_lengths: vec![0; tokens],
             logit_tokens: (0..count).collect(),
             sample_rows: (0..tokens).collect(),
@@ -333,7 +333,7 @@ impl Sequences {
             batch
                 .slots
                 .push((block * block_tokens + position % block_tokens) as u32);
-            batch.askedof_token.push(index as u32);
+            batch.row_of_token.push(index as u32);
             batch.context_lengths.push(position as u32 + 1);
         }
         for (token, &target) in (first..).zip(&row.prompt_targets) {
@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(batch.slots, [12, 13, 14, 15, 24, 4]);
         assert_eq!(batch.block_tables, [3, 6, 1]);
         assert_eq!(batch.table_offsets, [0, 2, 3]);
-        assert_eq!(batch.askedof_token, [0, 0, 0, 0, 0, 1]);
+        assert_eq!(batch.row_of_token, [0, 0, 0, 0, 0, 1]);
         assert_eq!(batch.context_lengths, [1, 2, 3, 4, 5, 1]);
         assert_eq!(batch.logit_tokens, [4, 0, 1]);
         assert_eq!(batch.sample_rows, [0]);
@@ -468,7 +468,7 @@ mod tests {
         assert_eq!(padded.tokens, [9, 0, 0]);
         assert_eq!(padded.slots[1..], [NO_SLOT; 2]);
         assert_eq!(padded.context_lengths, [3, 0, 0]);
-        assert_eq!(padded.askedof_token, [0, 1, 2]);
+        assert_eq!(padded.row_of_token, [0, 1, 2]);
         assert_eq!(padded.logit_tokens, [0, 1, 2]);
         assert_eq!(padded.table_offsets, [0, 1, 1, 1]);
         assert_eq!(batch.padded(1), batch);

@@ -4,6 +4,7 @@ use secondwind_model::step::{RowInput, RowResult, Sampling, Step, StepResult, To
 
 use super::*;
 
+mod prefix;
 mod recovery;
 mod scoring;
 
