@@ -23,6 +23,7 @@ fn measure(sequences: usize, kv_blocks: usize) {
     let mut scheduler = Scheduler::new(SchedulerSettings {
         max_sequences: sequences,
         max_step_tokens: 512.max(2 * sequences),
+        max_prefill_tokens: 24,
         max_logit_rows: sequences,
         block_tokens: 16,
         kv_blocks,

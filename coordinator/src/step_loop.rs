@@ -39,6 +39,8 @@ use crate::{
 pub struct LoopSettings {
     /// Sequences that may wait.
     pub max_waiting: usize,
+    /// Tokens of a step, while others decode, for each prompt that is not computed yet.
+    pub max_prefill_tokens: usize,
     /// A step that takes longer ends the epoch.
     pub step_deadline: Duration,
     /// Sequences share the KV of prompts that begin alike.
@@ -175,6 +177,7 @@ impl StepLoop {
                 let settings = SchedulerSettings {
                     max_sequences: plan.settings.max_sequences,
                     max_step_tokens: plan.settings.max_step_tokens,
+                    max_prefill_tokens: self.settings.max_prefill_tokens,
                     max_logit_rows: plan.settings.max_logit_rows,
                     block_tokens: plan.settings.block_tokens,
                     kv_blocks: plan.kv_blocks,

@@ -53,12 +53,20 @@ impl Scheduler {
 
     fn draft(&self) -> Draft {
         let decoding = self.running.iter().filter(|id| self.decodes(**id)).count();
+        let left = self.settings.max_step_tokens - decoding;
+        let step_tokens = if decoding == 0 {
+            left
+        } else {
+            let not_computed = |id: &&SequenceId| self.sequences[**id].phase == Phase::Prefill;
+            let prompts = self.running.iter().filter(not_computed).count() + self.waiting.len();
+            left.min(self.settings.max_prefill_tokens.saturating_mul(prompts))
+        };
         Draft {
             grants: Vec::with_capacity(
                 self.max_running()
                     .min(self.running.len() + self.waiting.len()),
             ),
-            step_tokens: self.settings.max_step_tokens - decoding,
+            step_tokens,
             logit_rows: self.settings.max_logit_rows - decoding,
             runnable: self.running.len(),
             stalled: 0,

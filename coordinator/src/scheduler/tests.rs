@@ -14,6 +14,7 @@ fn settings() -> SchedulerSettings {
     SchedulerSettings {
         max_sequences: 4,
         max_step_tokens: 8,
+        max_prefill_tokens: 8,
         max_logit_rows: 8,
         block_tokens: 4,
         kv_blocks: 17,

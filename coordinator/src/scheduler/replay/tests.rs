@@ -1,0 +1,119 @@
+//! What rules of the scheduler do to waiting times, in terms of the cost of two P40.
+
+use super::*;
+
+fn settings() -> SchedulerSettings {
+    SchedulerSettings {
+        max_sequences: 16,
+        max_step_tokens: 512,
+        max_prefill_tokens: 24,
+        max_logit_rows: 64,
+        block_tokens: 16,
+        kv_blocks: 4096,
+        max_context_tokens: 8192,
+        max_in_flight: 2,
+        max_waiting: 1000,
+        prefix_cache: true,
+    }
+}
+
+fn arrival(at: f64, prompt_tokens: usize, output_tokens: usize) -> Arrival {
+    Arrival {
+        at,
+        tenant: 0,
+        prompt_tokens,
+        output_tokens,
+        conversation: 0,
+        shared_tokens: 0,
+    }
+}
+
+/// Eight answers of 1000 tokens, and a prompt of 4000 tokens that arrives among them.
+fn long_prompt_among_answers(max_prefill_tokens: usize) -> Replay {
+    let mut arrivals = vec![arrival(0.0, 100, 1000); 8];
+    arrivals.push(arrival(5.0, 4000, 50));
+    let settings = SchedulerSettings {
+        max_prefill_tokens,
+        ..settings()
+    };
+    replay(settings, &StepCost::TWO_P40, &arrivals).unwrap()
+}
+
+/// The largest gap between two tokens after second 4, in those usual before.
+fn stretch(replay: &Replay) -> f64 {
+    let tokens = &replay.outcomes[0].tokens;
+    let before = tokens.iter().filter(|&&at| at < 4.9);
+    let usual = (4.9 - tokens[0]) / before.count() as f64;
+    let later = replay.outcomes[..8].iter().flat_map(|outcome| {
+        let later = outcome.tokens.windows(2).filter(|pair| pair[0] > 4.0);
+        later.map(|pair| pair[1] - pair[0])
+    });
+    later.fold(0.0, f64::max) / usual
+}
+
+#[test]
+fn answers_go_on_at_half_their_pace_or_more_while_a_long_prompt_arrives() {
+    let limited = long_prompt_among_answers(24);
+    let whole = long_prompt_among_answers(512);
+    assert!(stretch(&limited) < 2.0, "{}", stretch(&limited));
+    assert!(stretch(&whole) > 10.0, "{}", stretch(&whole));
+    println!(
+        "largest gap, in usual ones: {:.2}, {:.2} without the limit",
+        stretch(&limited),
+        stretch(&whole)
+    );
+    // What it costs: the prompt itself waits longer.
+    let first = |replay: &Replay| replay.outcomes[8].tokens[0] - 5.0;
+    let slower = first(&limited) / first(&whole);
+    println!("first token of the prompt: {slower:.2} times as late");
+    assert!(slower < 2.0, "{slower}");
+    assert!(
+        limited
+            .outcomes
+            .iter()
+            .all(|outcome| outcome.refusal.is_none())
+    );
+}
+
+#[test]
+fn alone_a_prompt_gets_whole_steps() {
+    let alone = |max_prefill_tokens| {
+        let settings = SchedulerSettings {
+            max_prefill_tokens,
+            ..settings()
+        };
+        let arrivals = [arrival(0.0, 4000, 2)];
+        replay(settings, &StepCost::TWO_P40, &arrivals)
+            .unwrap()
+            .seconds
+    };
+    assert_eq!(alone(24), alone(512));
+}
+
+#[test]
+fn many_prompts_share_more_of_a_step_than_one() {
+    let mut arrivals = vec![arrival(0.0, 10, 400)];
+    arrivals.extend((0..15).map(|_| arrival(1.0, 1000, 10)));
+    let replayed = replay(settings(), &StepCost::TWO_P40, &arrivals).unwrap();
+    let last = replayed.outcomes.iter().map(|outcome| outcome.tokens[0]);
+    let last = last.fold(0.0, f64::max) - 1.0;
+    // 15 000 tokens: at 24 a step it would take 625 steps of 20 ms each.
+    let whole = 15_000.0 * (StepCost::TWO_P40.token + StepCost::TWO_P40.exchange);
+    assert!(last < 1.25 * whole, "{last} s, {whole} s without answers");
+}
+
+#[test]
+fn a_conversation_finds_what_was_said() {
+    let turns = [(0.0, 100, 50), (10.0, 200, 50), (20.0, 300, 50)];
+    let arrivals = turns.map(|(at, prompt, output)| Arrival {
+        conversation: 7,
+        shared_tokens: 1000,
+        ..arrival(at, prompt, output)
+    });
+    let replayed = replay(settings(), &StepCost::TWO_P40, &arrivals).unwrap();
+    // 149 and 249 tokens were computed before: 9 and 15 whole blocks.
+    assert_eq!(replayed.counters.prefix_hit_tokens, 144 + 240);
+    // So 200 tokens took no longer than the first 100 did.
+    let first = |turn: usize| replayed.outcomes[turn].tokens[0] - arrivals[turn].at;
+    assert!(first(1) < first(0), "{} {}", first(1), first(0));
+}
