@@ -77,6 +77,7 @@ fn request(salt: usize) -> NewSequence {
         },
         prompt_logprobs: false,
         tenant: 0,
+        priority: 0,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who runs when, and in which KV blocks. Pure: plain data in, plain data out; no clock, no I/O.
 //!
-//! [`Scheduler::submit`] puts a sequence at the end of the queue; [`Scheduler::next_step`] says what
+//! [`Scheduler::submit`] queues a sequence; [`Scheduler::next_step`] says what
 //! the group does next; [`Scheduler::commit`] takes what a step gave and says what that means for the
 //! clients. The scheduler holds every token of every sequence, so that losing the whole group costs a
 //! computation and no request ([`Scheduler::abort_epoch`]).
@@ -17,6 +17,7 @@
 //!   youngest sequence is preempted: its blocks are freed and it waits, with all its tokens, to be
 //!   computed again. If it is in flight, it is left out of steps until that is committed. The oldest
 //!   is never preempted.
+//! - Those that wait are let in by tenant and priority ([`policy`]); who runs does so by age alone.
 //! - A full block whose step is committed may be shared ([`cache`]): a sequence that is let in begins
 //!   after the cached blocks that hold its first tokens, and its first row brings them as `new_blocks`.
 //!   A shared block is never written: what a sequence computes goes to blocks of its own.
@@ -45,7 +46,7 @@ use std::collections::VecDeque;
 use secondwind_model::step::{SequenceId, TokenLogprobs};
 
 use cache::KvCache;
-use policy::Waiting;
+use policy::{Policy, Waiting};
 use sequence::{Phase, Sequence, SequenceTable};
 
 pub use commit::CommitError;
@@ -207,6 +208,7 @@ pub struct Scheduler {
     /// Sequences in `Prefill` and `Decode`, oldest first.
     running: Vec<SequenceId>,
     waiting: VecDeque<Waiting>,
+    policy: Policy,
     in_flight: VecDeque<commit::InFlightStep>,
     /// Left the workers since the last step.
     ended: Vec<SequenceId>,
@@ -245,6 +247,7 @@ impl Scheduler {
             sequences: SequenceTable::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
+            policy: Policy::default(),
             in_flight: VecDeque::new(),
             ended: Vec::new(),
             next_number: 0,
@@ -269,6 +272,7 @@ impl Scheduler {
                 max_context_tokens,
             });
         }
+        let (tenant, priority) = (new.tenant, new.priority);
         let sequence = Sequence::new(new, max_context_tokens);
         self.check_blocks(&sequence)?;
         let places = self.max_running().saturating_sub(self.running.len());
@@ -280,7 +284,8 @@ impl Scheduler {
         let id = self.next_id;
         self.next_id += 1;
         self.sequences.0.insert(id, sequence);
-        self.waiting.push_back(Waiting { id });
+        let waiting = self.policy.arrive(&self.waiting, id, tenant, priority);
+        self.waiting.push_back(waiting);
         Ok(id)
     }
 
@@ -310,8 +315,7 @@ impl Scheduler {
         self.ended.clear();
         self.next_number = 0;
         for id in std::mem::take(&mut self.running).into_iter().rev() {
-            self.sequences[id].restart(&mut self.kv);
-            self.waiting.push_front(Waiting { id });
+            self.wait_again(id);
         }
         let kv = &mut self.kv;
         self.sequences.0.retain(|_, sequence| {
@@ -361,6 +365,15 @@ impl Scheduler {
             prefix_evictions: self.totals.prefix_evictions + self.kv.evictions(),
             ..self.totals
         }
+    }
+
+    /// Sends a sequence that no step in flight carries back to wait, with all its tokens.
+    fn wait_again(&mut self, id: SequenceId) {
+        let sequence = &mut self.sequences[id];
+        sequence.restart(&mut self.kv);
+        let (tenant, priority) = (sequence.tenant, sequence.priority);
+        let waiting = self.policy.return_to_wait(id, tenant, priority);
+        self.waiting.push_front(waiting);
     }
 
     /// Takes a running sequence off the workers for good.

@@ -5,7 +5,6 @@ use secondwind_model::step::{SequenceId, Step, StepRow};
 use super::Scheduler;
 use super::cache::KvCache;
 use super::commit::{InFlightRow, InFlightStep};
-use super::policy::{Waiting, order};
 use super::sequence::{Phase, Sequence};
 
 /// A row decided, not yet written down.
@@ -141,13 +140,12 @@ impl Scheduler {
         while *coming <= draft.stalled && draft.runnable > index + 1 {
             let victim = draft.runnable - 1;
             let id = self.running[victim];
-            let sequence = &mut self.sequences[id];
+            let sequence = &self.sequences[id];
             draft.runnable = victim;
             if sequence.in_flight == 0 {
-                sequence.restart(&mut self.kv);
+                self.wait_again(id);
                 self.ended.push(id);
                 self.running.remove(victim);
-                self.waiting.push_front(Waiting { id });
                 self.totals.preemptions += 1;
                 if self.kv.available() > 0 {
                     return true;
@@ -192,14 +190,18 @@ impl Scheduler {
         // What the running ones need soon, and a block for each to grow into.
         let mut taken: usize = self.running.iter().map(|&id| promised(self, id) + 1).sum();
         while self.running.len() < self.max_running() {
-            let Some(index) = order(&self.waiting) else {
+            let Some(index) = self.policy.next(&self.waiting) else {
                 return;
             };
             let id = self.waiting[index].id;
             if !self.let_in(id, taken, draft) {
                 return;
             }
-            self.waiting.remove(index);
+            if let Some(waiting) = self.waiting.remove(index) {
+                let sequence = &self.sequences[id];
+                let computed = sequence.tokens.len() - sequence.scheduled;
+                self.policy.let_in(&waiting, computed);
+            }
             let place = self.running.partition_point(|&other| other < id);
             self.running.insert(place, id);
             self.sequences[id].phase = Phase::Prefill;

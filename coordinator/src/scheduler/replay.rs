@@ -68,6 +68,8 @@ pub struct Arrival {
     pub at: f64,
     /// Whose it is.
     pub tenant: u32,
+    /// Among those of its tenant.
+    pub priority: i8,
     /// Tokens of its prompt, at least 1.
     pub prompt_tokens: usize,
     /// Tokens that it samples, at least 1.
@@ -207,6 +209,7 @@ fn request(arrival: &Arrival, index: usize) -> NewSequence {
         },
         prompt_logprobs: false,
         tenant: arrival.tenant,
+        priority: arrival.priority,
     }
 }
 

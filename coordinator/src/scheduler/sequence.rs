@@ -20,8 +20,10 @@ pub struct NewSequence {
     pub sampling: Sampling,
     /// Report the log-probability of every prompt token but the first.
     pub prompt_logprobs: bool,
-    /// Whose it is; 0 when nobody said. Tenants share no prefix.
+    /// Whose it is; 0 when nobody said. Tenants share the group's time evenly, and no prefix.
     pub tenant: u32,
+    /// Among those of its tenant the higher one is let in first; 0 when nobody said.
+    pub priority: i8,
 }
 
 /// Where a sequence stands.
@@ -50,6 +52,7 @@ pub(super) struct Sequence {
     pub sampling: Sampling,
     pub prompt_logprobs: bool,
     pub tenant: u32,
+    pub priority: i8,
     pub phase: Phase,
     /// Positions whose KV a step, committed or in flight, has written.
     pub scheduled: usize,
@@ -86,6 +89,7 @@ impl Sequence {
             sampling: new.sampling,
             prompt_logprobs: new.prompt_logprobs,
             tenant: new.tenant,
+            priority: new.priority,
             phase: Phase::Waiting,
             scheduled: 0,
             computed: 0,

@@ -54,6 +54,7 @@ enum Action {
         stops: bool,
         logprobs: bool,
         tenant: u32,
+        priority: i8,
         /// The text begins as all texts of this number do, for so many tokens.
         begins_as: (u64, usize),
     },
@@ -116,6 +117,7 @@ impl Simulation {
             stops,
             logprobs,
             tenant,
+            priority,
             begins_as,
         } = action
         else {
@@ -127,6 +129,7 @@ impl Simulation {
         let submitted = self.scheduler.submit(NewSequence {
             prompt: text.tokens[..prompt_tokens].to_vec(),
             tenant,
+            priority,
             max_tokens,
             stop_tokens: if stops { vec![STOP_TOKEN] } else { Vec::new() },
             sampling: greedy(),
@@ -289,7 +292,8 @@ fn check_books(scheduler: &Scheduler) {
         assert!(sequence.scheduled <= sequence.tokens.len() + sequence.pending);
         match sequence.phase {
             Phase::Waiting => assert!(
-                scheduler.waiting.contains(&Waiting { id: *id }) && sequence.blocks.is_empty()
+                scheduler.waiting.iter().any(|waiting| waiting.id == *id)
+                    && sequence.blocks.is_empty()
             ),
             Phase::Prefill | Phase::Decode => assert!(scheduler.running.contains(id)),
             Phase::Finishing => assert!(sequence.in_flight > 0 && !scheduler.running.contains(id)),
@@ -335,17 +339,20 @@ fn action() -> impl Strategy<Value = Action> {
         0..40_usize,
         any::<bool>(),
         prop::bool::weighted(0.3),
-        0..2_u32,
+        (0..2_u32, -1..=1_i8),
         (0..3_u64, 0..40_usize),
     );
     let submit = submit.prop_map(
-        |(prompt_tokens, max_tokens, stops, logprobs, tenant, begins_as)| Action::Submit {
-            prompt_tokens,
-            max_tokens,
-            stops,
-            logprobs,
-            tenant,
-            begins_as,
+        |(prompt_tokens, max_tokens, stops, logprobs, (tenant, priority), begins_as)| {
+            Action::Submit {
+                prompt_tokens,
+                max_tokens,
+                stops,
+                logprobs,
+                tenant,
+                priority,
+                begins_as,
+            }
         },
     );
     prop_oneof![

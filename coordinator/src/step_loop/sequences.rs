@@ -33,6 +33,7 @@ impl StepLoop {
             sampling: sequence.sampling,
             prompt_logprobs: wants_prompt_logprobs,
             tenant: 0,
+            priority: 0,
         });
         let id = match accepted {
             Ok(id) => id,

@@ -1,5 +1,7 @@
 //! What rules of the scheduler do to waiting times, in terms of the cost of two P40.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn settings() -> SchedulerSettings {
@@ -21,6 +23,7 @@ fn arrival(at: f64, prompt_tokens: usize, output_tokens: usize) -> Arrival {
     Arrival {
         at,
         tenant: 0,
+        priority: 0,
         prompt_tokens,
         output_tokens,
         conversation: 0,
@@ -116,4 +119,67 @@ fn a_conversation_finds_what_was_said() {
     // So 200 tokens took no longer than the first 100 did.
     let first = |turn: usize| replayed.outcomes[turn].tokens[0] - arrivals[turn].at;
     assert!(first(1) < first(0), "{} {}", first(1), first(0));
+}
+
+/// Tokens of work done for each tenant until second `end`, a prompt with its first token.
+fn work(arrivals: &[Arrival], replay: &Replay, tenants: u32, end: f64) -> Vec<usize> {
+    let mut work = vec![0; tenants as usize];
+    for (arrival, outcome) in arrivals.iter().zip(&replay.outcomes) {
+        let done = outcome.tokens.iter().filter(|&&at| at <= end).count();
+        if done > 0 {
+            work[arrival.tenant as usize] += arrival.prompt_tokens + 2 * done;
+        }
+    }
+    work
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// While all of them have requests waiting, the work done for tenants differs by what can run at
+    /// once, however long it goes on and however unlike their requests are.
+    #[test]
+    fn tenants_that_always_wait_get_the_same(
+        sizes in prop::collection::vec((1..50_usize, 1..20_usize), 2..5),
+        max_sequences in 1..5_usize,
+        blocks in 12..60_usize,
+    ) {
+        let tenants = sizes.len() as u32;
+        let mut arrivals = Vec::new();
+        for (tenant, &(prompt, output)) in (0..).zip(&sizes) {
+            // As many as make 6000 tokens of work, all of the first tenant before those of the second.
+            let count = 6000 / (prompt + 2 * output) + 1;
+            arrivals.extend((0..count).map(|_| Arrival { tenant, ..arrival(0.0, prompt, output) }));
+        }
+        let settings = SchedulerSettings {
+            max_sequences,
+            kv_blocks: blocks,
+            max_waiting: arrivals.len(),
+            ..settings()
+        };
+        let replay = replay(settings, &StepCost::TWO_P40, &arrivals).unwrap();
+        let last_first_token = |tenant: u32| {
+            let of_tenant = arrivals.iter().zip(&replay.outcomes).filter(|(it, _)| it.tenant == tenant);
+            of_tenant.map(|(_, outcome)| outcome.tokens[0]).fold(0.0, f64::max)
+        };
+        let end = (0..tenants).map(last_first_token).fold(f64::INFINITY, f64::min);
+        let work = work(&arrivals, &replay, tenants, end);
+        let largest = sizes.iter().map(|(prompt, output)| prompt + 2 * output).max().unwrap();
+        let (most, least) = (work.iter().max().unwrap(), work.iter().min().unwrap());
+        prop_assert!(most - least <= 2 * (max_sequences + 1) * largest, "{:?}", work);
+    }
+}
+
+#[test]
+fn a_flood_of_one_tenant_does_not_drown_another() {
+    let mut arrivals = vec![arrival(0.0, 500, 100); 200];
+    arrivals.push(Arrival {
+        tenant: 1,
+        ..arrival(1.0, 500, 100)
+    });
+    let replayed = replay(settings(), &StepCost::TWO_P40, &arrivals).unwrap();
+    let of_flood = replayed.outcomes[..200].iter();
+    let before = of_flood.filter(|it| it.tokens[0] < replayed.outcomes[200].tokens[0]);
+    // Those that ran when it came, and some that they made place for before it.
+    assert!(before.count() <= 2 * 16);
 }
