@@ -97,6 +97,18 @@ fn whoever_waits_again_goes_first_and_is_not_charged_twice() {
     assert_eq!(queue.policy.counter(0), 30);
 }
 
+#[test]
+fn a_sequence_rises_while_others_of_its_tenant_pass_it() {
+    let mut queue = Queue::default();
+    let victim = queue.arrive(0, -1, 1);
+    let passed = (0..1000).position(|_| {
+        queue.arrive(0, 1, 1);
+        queue.let_in().unwrap().id == victim
+    });
+    // Two priorities up it is as high as the others, and older.
+    assert_eq!(passed, Some(2 * AGE as usize));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -136,6 +148,7 @@ proptest! {
         let waited = (0..turns).position(|turn| {
             let (tenant, priority, cost) = later[turn % later.len()];
             queue.arrive(tenant, priority, cost);
+            queue.arrive(0, 2, cost);
             queue.let_in().unwrap().id == victim
         });
         prop_assert!(waited.is_some(), "{} others were let in", turns);
