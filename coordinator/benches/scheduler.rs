@@ -30,6 +30,7 @@ fn measure(sequences: usize, kv_blocks: usize) {
         max_context_tokens: 4096,
         max_in_flight: 2,
         max_waiting: sequences,
+        max_waiting_tokens: usize::MAX,
         prefix_cache: true,
     })
     .expect("settings are valid");

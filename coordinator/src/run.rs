@@ -48,6 +48,8 @@ pub struct CoordinatorConfig {
     pub settings: Settings,
     /// Sequences that may wait for a place.
     pub max_waiting: usize,
+    /// Tokens that they may have, all together.
+    pub max_waiting_tokens: usize,
     /// Tokens of a step, while others decode, for each prompt that is not computed yet.
     pub max_prefill_tokens: usize,
     /// Requests share the KV of prompts that begin alike.
@@ -195,6 +197,7 @@ impl Coordinator {
         };
         let loop_settings = LoopSettings {
             max_waiting: config.max_waiting,
+            max_waiting_tokens: config.max_waiting_tokens,
             max_prefill_tokens: config.max_prefill_tokens,
             step_deadline: config.step_deadline,
             prefix_cache: config.prefix_cache,

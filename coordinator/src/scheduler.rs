@@ -29,6 +29,7 @@
 //!   rows.
 #![forbid(unsafe_code)]
 
+pub mod backlog;
 mod batch;
 pub mod blocks;
 mod cache;
@@ -75,6 +76,8 @@ pub struct SchedulerSettings {
     pub max_in_flight: usize,
     /// Sequences that may wait beyond those for which there is a place to run.
     pub max_waiting: usize,
+    /// Tokens of all that wait, beyond which no further sequence is taken; a lone one always is.
+    pub max_waiting_tokens: usize,
     /// Keep full blocks, and share them between sequences of one tenant that begin alike.
     pub prefix_cache: bool,
 }
@@ -110,6 +113,8 @@ pub enum Refusal {
     QueueFull {
         /// How many.
         waiting: usize,
+        /// Tokens that have to leave the queue before it has room.
+        tokens_ahead: usize,
     },
     /// The prompt leaves no room in the context for what is wanted.
     #[error(
@@ -191,6 +196,8 @@ pub struct Counters {
     pub recomputed_tokens: u64,
     /// Sum: tokens emitted.
     pub sampled_tokens: u64,
+    /// Sum: tokens of sequences let in, cached ones included.
+    pub let_in_tokens: u64,
     /// Sum: tokens of sequences let in, for which the prefix cache was asked.
     pub prefix_queried_tokens: u64,
     /// Sum: those of them that it had, and that were not computed.
@@ -276,9 +283,19 @@ impl Scheduler {
         let sequence = Sequence::new(new, max_context_tokens);
         self.check_blocks(&sequence)?;
         let places = self.max_running().saturating_sub(self.running.len());
-        if self.waiting.len() >= self.settings.max_waiting.saturating_add(places) {
+        let waiting = self.waiting.len();
+        let tokens = self.waiting_tokens();
+        let excess = (tokens + prompt_tokens).saturating_sub(self.settings.max_waiting_tokens);
+        if waiting >= self.settings.max_waiting.saturating_add(places) {
             return Err(Refusal::QueueFull {
-                waiting: self.waiting.len(),
+                waiting,
+                tokens_ahead: excess.max(tokens / waiting.max(1)),
+            });
+        }
+        if waiting > 0 && excess > 0 {
+            return Err(Refusal::QueueFull {
+                waiting,
+                tokens_ahead: excess,
             });
         }
         let id = self.next_id;
@@ -374,6 +391,14 @@ impl Scheduler {
         let (tenant, priority) = (sequence.tenant, sequence.priority);
         let waiting = self.policy.return_to_wait(id, tenant, priority);
         self.waiting.push_front(waiting);
+    }
+
+    /// Tokens that those that wait have.
+    fn waiting_tokens(&self) -> usize {
+        let waiting = self.waiting.iter();
+        waiting
+            .map(|waiting| self.sequences[waiting.id].tokens.len())
+            .sum()
     }
 
     /// Takes a running sequence off the workers for good.

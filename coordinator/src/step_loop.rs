@@ -31,7 +31,7 @@ use sequences::refused;
 use crate::{
     cluster::{EndEpoch, Group, RankEvent, State},
     request::{SequenceEvent, SubmitError},
-    scheduler::{Scheduler, SchedulerSettings},
+    scheduler::{Scheduler, SchedulerSettings, backlog::Pace},
 };
 
 /// Limits that are not the plan's.
@@ -39,6 +39,8 @@ use crate::{
 pub struct LoopSettings {
     /// Sequences that may wait.
     pub max_waiting: usize,
+    /// Tokens that they may have, all together.
+    pub max_waiting_tokens: usize,
     /// Tokens of a step, while others decode, for each prompt that is not computed yet.
     pub max_prefill_tokens: usize,
     /// A step that takes longer ends the epoch.
@@ -69,6 +71,9 @@ pub struct StepLoop {
     block_tokens: usize,
     clients: HashMap<SequenceId, Client>,
     in_flight: VecDeque<Sent>,
+    began: Instant,
+    /// Of the queue, since `began`.
+    pace: Pace,
 }
 
 impl StepLoop {
@@ -95,6 +100,8 @@ impl StepLoop {
             block_tokens: 0,
             clients: HashMap::new(),
             in_flight: VecDeque::new(),
+            began: Instant::now(),
+            pace: Pace::default(),
         };
         (step_loop, handle)
     }
@@ -169,6 +176,7 @@ impl StepLoop {
                         client.tell(SequenceEvent::Failed(refused(
                             refusal,
                             plan.settings.block_tokens,
+                            &self.pace,
                         )));
                     }
                 }
@@ -184,6 +192,7 @@ impl StepLoop {
                     max_context_tokens: plan.settings.max_context_tokens,
                     max_in_flight: 2,
                     max_waiting: self.settings.max_waiting,
+                    max_waiting_tokens: self.settings.max_waiting_tokens,
                     prefix_cache: self.settings.prefix_cache,
                 };
                 let scheduler = Scheduler::new(settings).map_err(|error| error.to_string())?;
@@ -259,6 +268,8 @@ impl StepLoop {
                 result: None,
             });
         }
+        let let_in = scheduler.counters().let_in_tokens;
+        self.pace.observe(self.began.elapsed(), let_in);
     }
 
     async fn hear(&mut self, group: &mut Group, event: RankEvent) -> Result<(), EpochEnd> {

@@ -111,6 +111,7 @@ pub static KEYS: &[Key] = &[
     key(Coordinator, "memory_reserve", Kind::Size, Some("256MiB"), "Memory of each device that the plan leaves free"),
     key(Coordinator, "split", Kind::Split, None, "Relative shares of the ranks, such as 3:1 [unset: the planner's own]"),
     key(Coordinator, "max_waiting", Kind::Integer { min: 1, max: 1 << 20 }, Some("256"), "Requests that may wait before further ones are refused"),
+    key(Coordinator, "max_waiting_tokens", Kind::Integer { min: 1, max: 1 << 32 }, Some("262144"), "Tokens that all waiting requests may have together; one that would wait alone is always taken"),
     key(Coordinator, "prefix_cache", Kind::Choice(&["on", "off"]), Some("on"), "Keep the KV blocks of past prompts and answers while nothing else needs them, and share them with requests that begin alike"),
     key(Coordinator, "collective", Kind::Choice(&["auto", "nccl", "grpc"]), Some("auto"), "How ranks exchange partial sums; `auto` takes NCCL if every rank has the same"),
     key(Coordinator, "step_timeout", Kind::Duration, Some("60s"), "A step that takes longer ends the group, which then forms again"),

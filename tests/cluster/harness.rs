@@ -79,6 +79,7 @@ impl Cluster {
                 split: setup.split.clone(),
             },
             max_waiting: setup.max_waiting,
+            max_waiting_tokens: 1 << 20,
             max_prefill_tokens: 24,
             prefix_cache: setup.prefix_cache,
             collective: setup.collective,

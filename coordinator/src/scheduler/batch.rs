@@ -234,6 +234,7 @@ impl Scheduler {
         for &block in &sequence.blocks {
             self.kv.share(block);
         }
+        self.totals.let_in_tokens += sequence.tokens.len() as u64;
         if self.settings.prefix_cache {
             self.totals.prefix_queried_tokens += sequence.tokens.len() as u64;
             self.totals.prefix_hit_tokens += sequence.scheduled as u64;

@@ -312,9 +312,13 @@ fn check_books(scheduler: &Scheduler) {
 fn settings() -> impl Strategy<Value = SchedulerSettings> {
     let step = (1..8_usize, 1..24_usize, 1..12_usize, 1..16_usize);
     let memory = (1..5_usize, 2..24_usize, 2..48_usize);
-    let rest = (1..=2_usize, 0..12_usize, prop::bool::weighted(0.8));
+    let rest = (
+        1..=2_usize,
+        (0..12_usize, 0..200_usize),
+        prop::bool::weighted(0.8),
+    );
     (step, memory, rest).prop_map(
-        |(step, memory, (max_in_flight, max_waiting, prefix_cache))| {
+        |(step, memory, (max_in_flight, (max_waiting, max_waiting_tokens), prefix_cache))| {
             let (max_sequences, max_step_tokens, max_prefill_tokens, max_logit_rows) = step;
             let (block_tokens, kv_blocks, max_context_tokens) = memory;
             SchedulerSettings {
@@ -327,6 +331,7 @@ fn settings() -> impl Strategy<Value = SchedulerSettings> {
                 max_context_tokens,
                 max_in_flight,
                 max_waiting,
+                max_waiting_tokens,
                 prefix_cache,
             }
         },

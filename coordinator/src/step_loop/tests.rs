@@ -138,6 +138,7 @@ impl Harness {
         });
         let settings = LoopSettings {
             max_waiting: 8,
+            max_waiting_tokens: 100_000,
             max_prefill_tokens: 24,
             step_deadline,
             prefix_cache: true,

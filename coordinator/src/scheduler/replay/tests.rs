@@ -15,6 +15,7 @@ fn settings() -> SchedulerSettings {
         max_context_tokens: 8192,
         max_in_flight: 2,
         max_waiting: 1000,
+        max_waiting_tokens: usize::MAX,
         prefix_cache: true,
     }
 }
