@@ -50,7 +50,7 @@ pub struct CoordinatorConfig {
     pub max_waiting: usize,
     /// Tokens that they may have, all together.
     pub max_waiting_tokens: usize,
-    /// Tokens of a step, while others decode, for each prompt that is not computed yet.
+    /// Tokens of a step, while others decode, for each of up to four prompts that are not computed yet.
     pub max_prefill_tokens: usize,
     /// Requests share the KV of prompts that begin alike.
     pub prefix_cache: bool,

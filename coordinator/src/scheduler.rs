@@ -7,9 +7,9 @@
 //!
 //! # Rules
 //! - Each running sequence has at most one row in a step: first those that decode, then chunks of
-//!   prompts under `max_step_tokens`; and, if any decode, under `max_prefill_tokens` for each sequence
-//!   that has not its first token yet, so that one long prompt cannot stretch the time between tokens,
-//!   and many prompts are not starved by it. A step takes at most `max_logit_rows` rows of logits.
+//!   prompts under `max_step_tokens`; and, if any decode, under `max_prefill_tokens` for each of up
+//!   to four sequences that have not their first token yet: one long prompt cannot stretch the time
+//!   between tokens much, and many prompts make better use of a step. A step takes at most `max_logit_rows` rows of logits.
 //! - Up to two steps are in flight. The second feeds on the first through
 //!   [`RowInput::Sampled`](secondwind_model::step::RowInput::Sampled). If the first turns out to end a
 //!   sequence, what the second sampled for it is dropped.
@@ -61,8 +61,8 @@ pub struct SchedulerSettings {
     pub max_sequences: usize,
     /// Tokens of one step.
     pub max_step_tokens: usize,
-    /// Tokens of prompts in a step in which others decode, for each sequence that waits or is not yet
-    /// computed.
+    /// Tokens of prompts in a step in which others decode, for each of up to four sequences that wait or
+    /// are not yet computed.
     pub max_prefill_tokens: usize,
     /// Rows of one step for which logits are computed.
     pub max_logit_rows: usize,

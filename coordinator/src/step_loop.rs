@@ -41,7 +41,7 @@ pub struct LoopSettings {
     pub max_waiting: usize,
     /// Tokens that they may have, all together.
     pub max_waiting_tokens: usize,
-    /// Tokens of a step, while others decode, for each prompt that is not computed yet.
+    /// Tokens of a step, while others decode, for each of up to four prompts that are not computed yet.
     pub max_prefill_tokens: usize,
     /// A step that takes longer ends the epoch.
     pub step_deadline: Duration,

@@ -104,7 +104,7 @@ pub static KEYS: &[Key] = &[
     key(Coordinator, "max_context_tokens", Kind::Integer { min: 1, max: 1 << 24 }, None, "Longest sequence, prompt and output together [unset: the checkpoint's own, up to 4096]"),
     key(Coordinator, "max_sequences", Kind::Integer { min: 1, max: 4096 }, Some("8"), "Sequences that may run at once"),
     key(Coordinator, "max_step_tokens", Kind::Integer { min: 1, max: 65536 }, Some("512"), "Tokens of one step, all sequences together"),
-    key(Coordinator, "max_prefill_tokens", Kind::Integer { min: 1, max: 65536 }, Some("24"), "Tokens of a step, while others are answered, for each prompt not computed yet: fewer keep the time between tokens even, more answer new requests sooner"),
+    key(Coordinator, "max_prefill_tokens", Kind::Integer { min: 1, max: 65536 }, Some("24"), "Tokens of a step, while others are answered, for each of up to four prompts not computed yet: fewer keep the time between tokens even, more answer new requests sooner"),
     key(Coordinator, "kv_dtype", Kind::Choice(&["f32", "f16", "int8"]), Some("f32"), "Storage type of the KV cache; `int8` keeps an f32 scale per token and head"),
     key(Coordinator, "precision", Kind::Choice(&["fast", "exact"]), Some("fast"), "`fast` lets cards round activations to 8 bits; cpu workers are always exact"),
     key(Coordinator, "lm_head", Kind::Choice(&["fp16", "int8"]), Some("fp16"), "`int8` requantises an unquantised lm_head at load, which halves what it takes and reads; `fp16` holds it as stored"),

@@ -7,6 +7,10 @@ use super::cache::KvCache;
 use super::commit::{InFlightRow, InFlightStep};
 use super::sequence::{Phase, Sequence};
 
+/// Prompts that get their `max_prefill_tokens` in a step in which others decode. More of them would make
+/// of a flood of requests what the limit is to keep from one long one.
+const PROMPTS_AT_ONCE: usize = 4;
+
 /// A row decided, not yet written down.
 struct Grant {
     id: SequenceId,
@@ -58,7 +62,8 @@ impl Scheduler {
         } else {
             let not_computed = |id: &&SequenceId| self.sequences[**id].phase == Phase::Prefill;
             let prompts = self.running.iter().filter(not_computed).count() + self.waiting.len();
-            left.min(self.settings.max_prefill_tokens.saturating_mul(prompts))
+            let shares = prompts.min(PROMPTS_AT_ONCE);
+            left.min(self.settings.max_prefill_tokens.saturating_mul(shares))
         };
         Draft {
             grants: Vec::with_capacity(

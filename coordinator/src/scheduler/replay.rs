@@ -99,6 +99,8 @@ impl Arrival {
 pub struct Outcome {
     /// Seconds at which its tokens were there; empty if it was refused.
     pub tokens: Vec<f64>,
+    /// Tokens of its prompt that were cached when it was let in first.
+    pub cached_tokens: Option<usize>,
     /// Why it was not taken.
     pub refusal: Option<Refusal>,
 }
@@ -141,6 +143,7 @@ pub fn replay(
     let mut outcomes = vec![
         Outcome {
             tokens: Vec::new(),
+            cached_tokens: None,
             refusal: None,
         };
         arrivals.len()
@@ -151,6 +154,10 @@ pub fn replay(
     loop {
         while let Some(step) = scheduler.next_step() {
             free_at = now.max(free_at) + cost.seconds(&step);
+            for row in &step.rows {
+                let outcome = &mut outcomes[owners[&row.sequence]];
+                outcome.cached_tokens.get_or_insert(row.position);
+            }
             in_flight.push_back(Sent {
                 done_at: free_at,
                 result: answer(&step, |id, position| {
