@@ -287,7 +287,7 @@ impl Sequences {
         if row.position != start {
             return Err(format!("it starts at {}, {start} is due", row.position));
         }
-        let end = row.position + tokens.len();
+        let end = row.position.saturating_add(tokens.len());
         if end > max_context_tokens {
             return Err(format!(
                 "it reaches {end} tokens of at most {max_context_tokens}"
@@ -516,7 +516,9 @@ mod tests {
 
     #[test]
     fn refuses_to_share_anything_else() {
-        let cases: [(StepRow, &str); 8] = [
+        let far = usize::MAX & !3;
+        let cases: [(StepRow, &str); 9] = [
+            (row(1, far, &[1; 5], &[3, 2]), "tokens of at most 20"),
             // Block 6 holds two tokens only, block 5 was never written.
             (row(1, 8, &[1], &[3, 6, 2]), "block 6, which is not full"),
             (row(1, 4, &[1], &[5, 2]), "block 5, which is not full"),

@@ -67,7 +67,8 @@ impl Scheduler {
         };
         Draft {
             grants: Vec::with_capacity(
-                self.max_running()
+                self.settings
+                    .max_running()
                     .min(self.running.len() + self.waiting.len()),
             ),
             step_tokens,
@@ -194,7 +195,7 @@ impl Scheduler {
         };
         // What the running ones need soon, and a block for each to grow into.
         let mut taken: usize = self.running.iter().map(|&id| promised(self, id) + 1).sum();
-        while self.running.len() < self.max_running() {
+        while self.running.len() < self.settings.max_running() {
             let Some(index) = self.policy.next(&self.waiting) else {
                 return;
             };
