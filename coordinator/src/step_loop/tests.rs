@@ -242,6 +242,20 @@ async fn tokens_come_in_order_and_end() {
 }
 
 #[tokio::test]
+async fn a_client_is_told_what_was_cached() {
+    let harness = Harness::start(PATIENCE);
+    harness.form(1, prompt);
+    for cached_prompt_tokens in [0, 96] {
+        let mut stream = harness.submit(100, 5).await;
+        let started = SequenceEvent::Started {
+            cached_prompt_tokens,
+        };
+        assert_eq!(stream.recv().await, Some(started));
+        assert_eq!(drain(&mut stream).await.0, [200, 201, 202, 203, 204]);
+    }
+}
+
+#[tokio::test]
 async fn before_the_first_group_nothing_is_accepted() {
     let harness = Harness::start(PATIENCE);
     let sequence = NewSequence {

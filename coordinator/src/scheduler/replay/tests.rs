@@ -122,6 +122,19 @@ fn a_conversation_finds_what_was_said() {
     assert!(first(1) < first(0), "{} {}", first(1), first(0));
 }
 
+#[test]
+fn a_cached_prefix_of_2000_tokens_cuts_the_wait_to_a_tenth_or_less() {
+    let asked = |at| Arrival {
+        conversation: 1,
+        shared_tokens: 2000,
+        ..arrival(at, 2010, 2)
+    };
+    let arrivals = [asked(0.0), asked(100.0)];
+    let replayed = replay(settings(), &StepCost::TWO_P40, &arrivals).unwrap();
+    let wait = |index: usize| replayed.outcomes[index].tokens[0] - arrivals[index].at;
+    assert!(10.0 * wait(1) < wait(0), "{} {}", wait(1), wait(0));
+}
+
 /// Tokens of work done for each tenant until second `end`, a prompt with its first token.
 fn work(arrivals: &[Arrival], replay: &Replay, tenants: u32, end: f64) -> Vec<usize> {
     let mut work = vec![0; tenants as usize];
