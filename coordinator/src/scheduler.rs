@@ -9,7 +9,8 @@
 //! - Each running sequence has at most one row in a step: first those that decode, then chunks of
 //!   prompts under `max_step_tokens`; and, if any decode, under `max_prefill_tokens` for each of up
 //!   to four sequences that have not their first token yet: one long prompt cannot stretch the time
-//!   between tokens much, and many prompts make better use of a step. A step takes at most `max_logit_rows` rows of logits.
+//!   between tokens much, and many prompts make better use of a step. A step takes at most
+//!   `max_logit_rows` rows of logits.
 //! - Up to two steps are in flight. The second feeds on the first through
 //!   [`RowInput::Sampled`](secondwind_model::step::RowInput::Sampled). If the first turns out to end a
 //!   sequence, what the second sampled for it is dropped.
@@ -17,13 +18,13 @@
 //!   youngest sequence is preempted: its blocks are freed and it waits, with all its tokens, to be
 //!   computed again. If it is in flight, it is left out of steps until that is committed. The oldest
 //!   is never preempted.
-//! - Those that wait are let in by tenant and priority ([`policy`]); who runs does so by age alone.
-//! - A full block whose step is committed may be shared ([`cache`]): a sequence that is let in begins
+//! - Those that wait are let in by tenant and priority (`policy.rs`); who runs does so by age alone.
+//! - A full block whose step is committed may be shared (`cache.rs`): a sequence that is let in begins
 //!   after the cached blocks that hold its first tokens, and its first row brings them as `new_blocks`.
 //!   A shared block is never written: what a sequence computes goes to blocks of its own.
 //! - A sequence leaves the workers through [`Step::ended`](secondwind_model::step::Step::ended), once
 //!   for each time it came there in an epoch. Workers forget `ended` before they run `rows`: the same id
-//!   in both means forget, then start again at position 0. Block tables are per sequence and
+//!   in both means forget, then start again. Block tables are per sequence and
 //!   steps run in order, so a block may change hands in the step that tells of its owner's end. When
 //!   nothing else is left to run, a step without rows carries the endings; it gets a result without
 //!   rows.
@@ -171,6 +172,8 @@ pub struct Scheduler {
     /// Sequences in `Prefill` and `Decode`, oldest first.
     running: Vec<SequenceId>,
     waiting: VecDeque<Waiting>,
+    /// Tokens that they have.
+    waiting_tokens: usize,
     policy: Policy,
     in_flight: VecDeque<commit::InFlightStep>,
     /// Left the workers since the last step.
@@ -194,6 +197,7 @@ impl Scheduler {
             sequences: SequenceTable::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
+            waiting_tokens: 0,
             policy: Policy::default(),
             in_flight: VecDeque::new(),
             ended: Vec::new(),
@@ -227,7 +231,7 @@ impl Scheduler {
             .max_running()
             .saturating_sub(self.running.len());
         let waiting = self.waiting.len();
-        let tokens = self.waiting_tokens();
+        let tokens = self.waiting_tokens;
         let excess = (tokens + prompt_tokens).saturating_sub(self.settings.max_waiting_tokens);
         if waiting >= self.settings.max_waiting.saturating_add(places) {
             return Err(Refusal::QueueFull {
@@ -246,6 +250,7 @@ impl Scheduler {
         self.sequences.0.insert(id, sequence);
         let waiting = self.policy.arrive(&self.waiting, id, tenant, priority);
         self.waiting.push_back(waiting);
+        self.waiting_tokens += prompt_tokens;
         Ok(id)
     }
 
@@ -257,7 +262,8 @@ impl Scheduler {
             None | Some(Phase::Finishing) => false,
             Some(Phase::Waiting) => {
                 self.waiting.retain(|waiting| waiting.id != id);
-                self.sequences.0.remove(&id);
+                let sequence = self.sequences.0.remove(&id);
+                self.waiting_tokens -= sequence.map_or(0, |it| it.tokens.len());
                 true
             }
             Some(Phase::Prefill | Phase::Decode) => {
@@ -334,14 +340,7 @@ impl Scheduler {
         let (tenant, priority) = (sequence.tenant, sequence.priority);
         let waiting = self.policy.return_to_wait(id, tenant, priority);
         self.waiting.push_front(waiting);
-    }
-
-    /// Tokens that those that wait have.
-    fn waiting_tokens(&self) -> usize {
-        let waiting = self.waiting.iter();
-        waiting
-            .map(|waiting| self.sequences[waiting.id].tokens.len())
-            .sum()
+        self.waiting_tokens += sequence.tokens.len();
     }
 
     /// Takes a running sequence off the workers for good.

@@ -206,6 +206,7 @@ impl Scheduler {
             if let Some(waiting) = self.waiting.remove(index) {
                 let sequence = &self.sequences[id];
                 let computed = sequence.tokens.len() - sequence.scheduled;
+                self.waiting_tokens -= sequence.tokens.len();
                 self.policy.let_in(&waiting, computed);
             }
             let place = self.running.partition_point(|&other| other < id);

@@ -300,6 +300,9 @@ fn check_books(scheduler: &Scheduler) {
         }
     }
     assert!(scheduler.running.is_sorted());
+    let waiting = scheduler.waiting.iter();
+    let tokens = waiting.map(|waiting| scheduler.sequences[waiting.id].tokens.len());
+    assert_eq!(tokens.sum::<usize>(), scheduler.waiting_tokens);
     let listed = scheduler.running.len() + scheduler.waiting.len();
     let finishing = scheduler
         .sequences
