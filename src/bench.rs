@@ -4,6 +4,7 @@ mod cpu_kernels;
 mod cuda_kernels;
 mod model;
 mod roofline;
+mod schedule;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -24,6 +25,8 @@ enum What {
     Kernels(KernelFlags),
     /// Time prompts and decoding of a model, or of one of random weights, on one card or more
     Model(model::ModelFlags),
+    /// Replay requests on the scheduler alone, with a cost model of two P40
+    Schedule(schedule::ScheduleFlags),
 }
 
 /// Flags of `bench kernels`.
@@ -81,6 +84,7 @@ pub fn run(flags: Flags, common: Common) -> Result<()> {
     common.start_logging()?;
     match flags.what {
         What::Model(flags) => model::run(&flags),
+        What::Schedule(flags) => schedule::run(&flags),
         What::Kernels(flags) => match flags.device.parse() {
             Ok(Device::Cpu) if flags.svg.is_some() => Err(UsageError::one(
                 "--svg: the roofline is drawn for cards, --device cuda:N",

@@ -76,6 +76,9 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
             split: config.shares("coordinator.split"),
         },
         max_waiting: integer("coordinator.max_waiting")?,
+        max_waiting_tokens: integer("coordinator.max_waiting_tokens")?,
+        max_prefill_tokens: integer("coordinator.max_prefill_tokens")?,
+        prefix_cache: config.text("coordinator.prefix_cache").as_deref() != Some("off"),
         collective: match config.text("coordinator.collective").as_deref() {
             Some("grpc") => Collective::Grpc,
             Some("nccl") => Collective::Nccl,

@@ -23,12 +23,15 @@ fn measure(sequences: usize, kv_blocks: usize) {
     let mut scheduler = Scheduler::new(SchedulerSettings {
         max_sequences: sequences,
         max_step_tokens: 512.max(2 * sequences),
+        max_prefill_tokens: 24,
         max_logit_rows: sequences,
         block_tokens: 16,
         kv_blocks,
         max_context_tokens: 4096,
         max_in_flight: 2,
         max_waiting: sequences,
+        max_waiting_tokens: usize::MAX,
+        prefix_cache: true,
     })
     .expect("settings are valid");
     let mut answered = None;
@@ -73,6 +76,8 @@ fn request(salt: usize) -> NewSequence {
             ..Sampling::default()
         },
         prompt_logprobs: false,
+        tenant: 0,
+        priority: 0,
     }
 }
 

@@ -90,7 +90,10 @@ async fn measure(sequences: usize, world: usize) -> Duration {
     });
     let settings = LoopSettings {
         max_waiting: sequences,
+        max_waiting_tokens: usize::MAX,
+        max_prefill_tokens: 24,
         step_deadline: Duration::from_secs(60),
+        prefix_cache: true,
     };
     let (step_loop, engine) = StepLoop::new(settings, formed, watched);
     let (_stop, mut stopped) = watch::channel(false);

@@ -29,7 +29,10 @@ pub struct NewSequence {
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
     /// Its first step was sent.
-    Started,
+    Started {
+        /// Leading tokens of the prompt whose KV was cached, and which are not computed.
+        cached_prompt_tokens: usize,
+    },
     /// Natural log-probabilities of the prompt tokens from the second on.
     PromptLogprobs(Vec<f32>),
     /// A token was sampled.
@@ -82,10 +85,15 @@ pub enum SubmitError {
         detail: String,
     },
     /// Too many sequences wait.
-    #[error("the queue is full: {limit} sequences are waiting")]
+    #[error(
+        "the queue is full: {limit} sequences are waiting; try again in {} s",
+        retry_after.as_secs()
+    )]
     QueueFull {
-        /// How many may wait.
+        /// How many wait.
         limit: usize,
+        /// When there may be room, at the pace of late; whole seconds.
+        retry_after: Duration,
     },
     /// The sequence alone needs more KV blocks than the group has.
     #[error(

@@ -48,6 +48,12 @@ pub struct CoordinatorConfig {
     pub settings: Settings,
     /// Sequences that may wait for a place.
     pub max_waiting: usize,
+    /// Tokens that they may have, all together.
+    pub max_waiting_tokens: usize,
+    /// Tokens of a step, while others decode, for each of up to four prompts that are not computed yet.
+    pub max_prefill_tokens: usize,
+    /// Requests share the KV of prompts that begin alike.
+    pub prefix_cache: bool,
     /// How ranks meet.
     pub collective: Collective,
     /// A step that takes longer ends the epoch.
@@ -191,7 +197,10 @@ impl Coordinator {
         };
         let loop_settings = LoopSettings {
             max_waiting: config.max_waiting,
+            max_waiting_tokens: config.max_waiting_tokens,
+            max_prefill_tokens: config.max_prefill_tokens,
             step_deadline: config.step_deadline,
+            prefix_cache: config.prefix_cache,
         };
         let (step_loop, engine) = StepLoop::new(loop_settings, formed, state.clone());
         let (serving, health) = api::health().await;

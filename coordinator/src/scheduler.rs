@@ -1,13 +1,16 @@
 //! Who runs when, and in which KV blocks. Pure: plain data in, plain data out; no clock, no I/O.
 //!
-//! [`Scheduler::submit`] puts a sequence at the end of the queue; [`Scheduler::next_step`] says what
+//! [`Scheduler::submit`] queues a sequence; [`Scheduler::next_step`] says what
 //! the group does next; [`Scheduler::commit`] takes what a step gave and says what that means for the
 //! clients. The scheduler holds every token of every sequence, so that losing the whole group costs a
 //! computation and no request ([`Scheduler::abort_epoch`]).
 //!
 //! # Rules
 //! - Each running sequence has at most one row in a step: first those that decode, then chunks of
-//!   prompts under `max_step_tokens`. A step takes at most `max_logit_rows` rows of logits.
+//!   prompts under `max_step_tokens`; and, if any decode, under `max_prefill_tokens` for each of up
+//!   to four sequences that have not their first token yet: one long prompt cannot stretch the time
+//!   between tokens much, and many prompts make better use of a step. A step takes at most
+//!   `max_logit_rows` rows of logits.
 //! - Up to two steps are in flight. The second feeds on the first through
 //!   [`RowInput::Sampled`](secondwind_model::step::RowInput::Sampled). If the first turns out to end a
 //!   sequence, what the second sampled for it is dropped.
@@ -15,19 +18,27 @@
 //!   youngest sequence is preempted: its blocks are freed and it waits, with all its tokens, to be
 //!   computed again. If it is in flight, it is left out of steps until that is committed. The oldest
 //!   is never preempted.
+//! - Those that wait are let in by tenant and priority (`policy.rs`); who runs does so by age alone.
+//! - A full block whose step is committed may be shared (`cache.rs`): a sequence that is let in begins
+//!   after the cached blocks that hold its first tokens, and its first row brings them as `new_blocks`.
+//!   A shared block is never written: what a sequence computes goes to blocks of its own.
 //! - A sequence leaves the workers through [`Step::ended`](secondwind_model::step::Step::ended), once
 //!   for each time it came there in an epoch. Workers forget `ended` before they run `rows`: the same id
-//!   in both means forget, then start again at position 0. Block tables are per sequence and
+//!   in both means forget, then start again. Block tables are per sequence and
 //!   steps run in order, so a block may change hands in the step that tells of its owner's end. When
 //!   nothing else is left to run, a step without rows carries the endings; it gets a result without
 //!   rows.
 #![forbid(unsafe_code)]
 
+pub mod backlog;
 mod batch;
 pub mod blocks;
+mod cache;
 mod commit;
 mod policy;
+pub mod replay;
 mod sequence;
+mod settings;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -37,51 +48,13 @@ use std::collections::VecDeque;
 
 use secondwind_model::step::{SequenceId, TokenLogprobs};
 
-use blocks::BlockPool;
-use policy::Waiting;
+use cache::KvCache;
+use policy::{Policy, Waiting};
 use sequence::{Phase, Sequence, SequenceTable};
 
 pub use commit::CommitError;
 pub use sequence::NewSequence;
-
-/// What the plan and the operator allow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SchedulerSettings {
-    /// Sequences that may run at once. No more run than a step has tokens or logit rows for, so that
-    /// neither decodes nor prompts starve.
-    pub max_sequences: usize,
-    /// Tokens of one step.
-    pub max_step_tokens: usize,
-    /// Rows of one step for which logits are computed.
-    pub max_logit_rows: usize,
-    /// Tokens per KV block.
-    pub block_tokens: usize,
-    /// KV blocks of the group, the padding block included.
-    pub kv_blocks: usize,
-    /// Longest sequence, prompt and output together.
-    pub max_context_tokens: usize,
-    /// Steps in flight: 1 or 2.
-    pub max_in_flight: usize,
-    /// Sequences that may wait beyond those for which there is a place to run.
-    pub max_waiting: usize,
-}
-
-/// Settings under which nothing could run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SettingsError {
-    /// A limit that must be positive is not.
-    #[error("{setting} must be at least 1")]
-    Zero {
-        /// Its name.
-        setting: &'static str,
-    },
-    /// Only one or two steps can be in flight: a row feeds on the step before its own at most.
-    #[error("max_in_flight must be 1 or 2, not {max_in_flight}")]
-    InFlight {
-        /// What was asked for.
-        max_in_flight: usize,
-    },
-}
+pub use settings::{SchedulerSettings, SettingsError};
 
 /// Why a sequence is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +70,8 @@ pub enum Refusal {
     QueueFull {
         /// How many.
         waiting: usize,
+        /// Tokens that have to leave the queue before it has room.
+        tokens_ahead: usize,
     },
     /// The prompt leaves no room in the context for what is wanted.
     #[error(
@@ -164,8 +139,10 @@ pub struct Counters {
     pub running: usize,
     /// Steps sent and not committed.
     pub steps_in_flight: usize,
-    /// KV blocks owned.
+    /// KV blocks that sequences own.
     pub blocks_used: usize,
+    /// KV blocks that only the prefix cache owns: they are taken when no others are free.
+    pub blocks_cached: usize,
     /// KV blocks that can be owned.
     pub blocks_total: usize,
     /// Sum: sequences sent back to wait because blocks ran out.
@@ -176,17 +153,28 @@ pub struct Counters {
     pub recomputed_tokens: u64,
     /// Sum: tokens emitted.
     pub sampled_tokens: u64,
+    /// Sum: tokens of sequences let in, cached ones included.
+    pub let_in_tokens: u64,
+    /// Sum: tokens of sequences let in, for which the prefix cache was asked.
+    pub prefix_queried_tokens: u64,
+    /// Sum: those of them that it had, and that were not computed.
+    pub prefix_hit_tokens: u64,
+    /// Sum: cached blocks that were taken for something else.
+    pub prefix_evictions: u64,
 }
 
 /// Decides every step of the group.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
     settings: SchedulerSettings,
-    pool: BlockPool,
+    kv: KvCache,
     sequences: SequenceTable,
     /// Sequences in `Prefill` and `Decode`, oldest first.
     running: Vec<SequenceId>,
     waiting: VecDeque<Waiting>,
+    /// Tokens that they have.
+    waiting_tokens: usize,
+    policy: Policy,
     in_flight: VecDeque<commit::InFlightStep>,
     /// Left the workers since the last step.
     ended: Vec<SequenceId>,
@@ -198,28 +186,19 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler with nothing to do.
     pub fn new(settings: SchedulerSettings) -> Result<Self, SettingsError> {
-        for (setting, value) in [
-            ("max_sequences", settings.max_sequences),
-            ("max_step_tokens", settings.max_step_tokens),
-            ("max_logit_rows", settings.max_logit_rows),
-            ("block_tokens", settings.block_tokens),
-            ("max_context_tokens", settings.max_context_tokens),
-        ] {
-            if value == 0 {
-                return Err(SettingsError::Zero { setting });
-            }
-        }
-        if !(1..=2).contains(&settings.max_in_flight) {
-            return Err(SettingsError::InFlight {
-                max_in_flight: settings.max_in_flight,
-            });
-        }
+        settings.check()?;
         Ok(Self {
             settings,
-            pool: BlockPool::new(settings.kv_blocks),
+            kv: KvCache::new(
+                settings.kv_blocks,
+                settings.block_tokens,
+                settings.prefix_cache,
+            ),
             sequences: SequenceTable::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
+            waiting_tokens: 0,
+            policy: Policy::default(),
             in_flight: VecDeque::new(),
             ended: Vec::new(),
             next_number: 0,
@@ -244,18 +223,34 @@ impl Scheduler {
                 max_context_tokens,
             });
         }
+        let (tenant, priority) = (new.tenant, new.priority);
         let sequence = Sequence::new(new, max_context_tokens);
         self.check_blocks(&sequence)?;
-        let places = self.max_running().saturating_sub(self.running.len());
-        if self.waiting.len() >= self.settings.max_waiting.saturating_add(places) {
+        let places = self
+            .settings
+            .max_running()
+            .saturating_sub(self.running.len());
+        let waiting = self.waiting.len();
+        let tokens = self.waiting_tokens;
+        let excess = (tokens + prompt_tokens).saturating_sub(self.settings.max_waiting_tokens);
+        if waiting >= self.settings.max_waiting.saturating_add(places) {
             return Err(Refusal::QueueFull {
-                waiting: self.waiting.len(),
+                waiting,
+                tokens_ahead: excess.max(tokens / waiting.max(1)),
+            });
+        }
+        if waiting > 0 && excess > 0 {
+            return Err(Refusal::QueueFull {
+                waiting,
+                tokens_ahead: excess,
             });
         }
         let id = self.next_id;
         self.next_id += 1;
         self.sequences.0.insert(id, sequence);
-        self.waiting.push_back(Waiting { id });
+        let waiting = self.policy.arrive(&self.waiting, id, tenant, priority);
+        self.waiting.push_back(waiting);
+        self.waiting_tokens += prompt_tokens;
         Ok(id)
     }
 
@@ -267,7 +262,8 @@ impl Scheduler {
             None | Some(Phase::Finishing) => false,
             Some(Phase::Waiting) => {
                 self.waiting.retain(|waiting| waiting.id != id);
-                self.sequences.0.remove(&id);
+                let sequence = self.sequences.0.remove(&id);
+                self.waiting_tokens -= sequence.map_or(0, |it| it.tokens.len());
                 true
             }
             Some(Phase::Prefill | Phase::Decode) => {
@@ -278,23 +274,24 @@ impl Scheduler {
     }
 
     /// The group is gone. Steps in flight are dropped, every sequence waits to be computed again with
-    /// the tokens it has, and steps count from 0 anew. Workers of a new epoch know no sequence.
+    /// the tokens it has, and steps count from 0 anew. Workers of a new epoch know no sequence, and their
+    /// blocks hold nothing.
     pub fn abort_epoch(&mut self) {
         self.in_flight.clear();
         self.ended.clear();
         self.next_number = 0;
         for id in std::mem::take(&mut self.running).into_iter().rev() {
-            self.sequences[id].restart(&mut self.pool);
-            self.waiting.push_front(Waiting { id });
+            self.wait_again(id);
         }
-        let pool = &mut self.pool;
+        let kv = &mut self.kv;
         self.sequences.0.retain(|_, sequence| {
             if sequence.phase == Phase::Finishing {
-                sequence.release_blocks(pool);
+                sequence.release_blocks(kv);
             }
             sequence.phase == Phase::Waiting
         });
-        debug_assert_eq!(self.pool.used(), 0);
+        self.kv.forget_prefixes();
+        debug_assert_eq!(self.kv.available(), self.kv.total());
     }
 
     /// Begins an epoch with another number of KV blocks, after [`abort_epoch`](Self::abort_epoch).
@@ -302,7 +299,9 @@ impl Scheduler {
     pub fn replan(&mut self, kv_blocks: usize) -> Vec<(SequenceId, Refusal)> {
         self.abort_epoch();
         self.settings.kv_blocks = kv_blocks;
-        self.pool = BlockPool::new(kv_blocks);
+        self.totals.prefix_evictions += self.kv.evictions();
+        let settings = &self.settings;
+        self.kv = KvCache::new(kv_blocks, settings.block_tokens, settings.prefix_cache);
         let mut refused = Vec::new();
         for (&id, sequence) in &self.sequences.0 {
             if let Err(refusal) = self.check_blocks(sequence) {
@@ -326,10 +325,22 @@ impl Scheduler {
             waiting: self.waiting.len(),
             running: self.running.len(),
             steps_in_flight: self.in_flight.len(),
-            blocks_used: self.pool.used(),
-            blocks_total: self.pool.total(),
+            blocks_used: self.kv.in_use(),
+            blocks_cached: self.kv.resting(),
+            blocks_total: self.kv.total(),
+            prefix_evictions: self.totals.prefix_evictions + self.kv.evictions(),
             ..self.totals
         }
+    }
+
+    /// Sends a sequence that no step in flight carries back to wait, with all its tokens.
+    fn wait_again(&mut self, id: SequenceId) {
+        let sequence = &mut self.sequences[id];
+        sequence.restart(&mut self.kv);
+        let (tenant, priority) = (sequence.tenant, sequence.priority);
+        let waiting = self.policy.return_to_wait(id, tenant, priority);
+        self.waiting.push_front(waiting);
+        self.waiting_tokens += sequence.tokens.len();
     }
 
     /// Takes a running sequence off the workers for good.
@@ -346,7 +357,7 @@ impl Scheduler {
     fn drop_if_over(&mut self, id: SequenceId) {
         let sequence = &mut self.sequences[id];
         if sequence.phase == Phase::Finishing && sequence.in_flight == 0 {
-            sequence.release_blocks(&mut self.pool);
+            sequence.release_blocks(&mut self.kv);
             self.sequences.0.remove(&id);
         }
     }
@@ -355,20 +366,11 @@ impl Scheduler {
         let needed = sequence
             .most_positions()
             .div_ceil(self.settings.block_tokens);
-        let kv_blocks = self.pool.total();
+        let kv_blocks = self.kv.total();
         if needed > kv_blocks {
             Err(Refusal::TooFewBlocks { needed, kv_blocks })
         } else {
             Ok(())
         }
-    }
-
-    /// Sequences that run at once: each of them must find a token and a row of logits in a step.
-    fn max_running(&self) -> usize {
-        let settings = &self.settings;
-        settings
-            .max_sequences
-            .min(settings.max_step_tokens)
-            .min(settings.max_logit_rows)
     }
 }

@@ -31,7 +31,7 @@ use sequences::refused;
 use crate::{
     cluster::{EndEpoch, Group, RankEvent, State},
     request::{SequenceEvent, SubmitError},
-    scheduler::{Scheduler, SchedulerSettings},
+    scheduler::{Scheduler, SchedulerSettings, backlog::Pace},
 };
 
 /// Limits that are not the plan's.
@@ -39,8 +39,14 @@ use crate::{
 pub struct LoopSettings {
     /// Sequences that may wait.
     pub max_waiting: usize,
+    /// Tokens that they may have, all together.
+    pub max_waiting_tokens: usize,
+    /// Tokens of a step, while others decode, for each of up to four prompts that are not computed yet.
+    pub max_prefill_tokens: usize,
     /// A step that takes longer ends the epoch.
     pub step_deadline: Duration,
+    /// Sequences share the KV of prompts that begin alike.
+    pub prefix_cache: bool,
 }
 
 /// A step that was sent.
@@ -65,6 +71,9 @@ pub struct StepLoop {
     block_tokens: usize,
     clients: HashMap<SequenceId, Client>,
     in_flight: VecDeque<Sent>,
+    began: Instant,
+    /// Of the queue, since `began`.
+    pace: Pace,
 }
 
 impl StepLoop {
@@ -91,6 +100,8 @@ impl StepLoop {
             block_tokens: 0,
             clients: HashMap::new(),
             in_flight: VecDeque::new(),
+            began: Instant::now(),
+            pace: Pace::default(),
         };
         (step_loop, handle)
     }
@@ -165,6 +176,7 @@ impl StepLoop {
                         client.tell(SequenceEvent::Failed(refused(
                             refusal,
                             plan.settings.block_tokens,
+                            &self.pace,
                         )));
                     }
                 }
@@ -173,12 +185,15 @@ impl StepLoop {
                 let settings = SchedulerSettings {
                     max_sequences: plan.settings.max_sequences,
                     max_step_tokens: plan.settings.max_step_tokens,
+                    max_prefill_tokens: self.settings.max_prefill_tokens,
                     max_logit_rows: plan.settings.max_logit_rows,
                     block_tokens: plan.settings.block_tokens,
                     kv_blocks: plan.kv_blocks,
                     max_context_tokens: plan.settings.max_context_tokens,
                     max_in_flight: 2,
                     max_waiting: self.settings.max_waiting,
+                    max_waiting_tokens: self.settings.max_waiting_tokens,
+                    prefix_cache: self.settings.prefix_cache,
                 };
                 let scheduler = Scheduler::new(settings).map_err(|error| error.to_string())?;
                 self.scheduler = Some(scheduler);
@@ -233,15 +248,18 @@ impl StepLoop {
                 link.step(&step);
             }
             let now = Instant::now();
-            let sequences: Vec<SequenceId> = step.rows.iter().map(|row| row.sequence).collect();
-            for id in &sequences {
-                if let Some(client) = self.clients.get_mut(id)
+            for row in &step.rows {
+                if let Some(client) = self.clients.get_mut(&row.sequence)
                     && client.started.is_none()
                 {
                     client.started = Some(now);
-                    client.tell(SequenceEvent::Started);
+                    // A first row begins after what is cached.
+                    client.tell(SequenceEvent::Started {
+                        cached_prompt_tokens: row.position,
+                    });
                 }
             }
+            let sequences: Vec<SequenceId> = step.rows.iter().map(|row| row.sequence).collect();
             self.in_flight.push_back(Sent {
                 number: step.number,
                 sequences,
@@ -250,6 +268,8 @@ impl StepLoop {
                 result: None,
             });
         }
+        let let_in = scheduler.counters().let_in_tokens;
+        self.pace.observe(self.began.elapsed(), let_in);
     }
 
     async fn hear(&mut self, group: &mut Group, event: RankEvent) -> Result<(), EpochEnd> {

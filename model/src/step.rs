@@ -23,7 +23,9 @@ pub struct StepRow {
     pub position: usize,
     /// The tokens.
     pub input: RowInput,
-    /// KV blocks appended to the sequence's table before it runs.
+    /// KV blocks appended to the sequence's table before it runs. Of a sequence that workers do not know
+    /// the first ones may be full blocks of others, which hold its tokens before `position`; all others
+    /// are its own.
     pub new_blocks: Vec<u32>,
     /// Sample after the last token of `input`; absent for a chunk that does not end the prompt.
     pub sample: Option<Sampling>,

@@ -54,6 +54,7 @@ struct Candidate {
 pub struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
+    cached_prompt_tokens: u32,
     total_tokens: u32,
 }
 
@@ -129,6 +130,7 @@ impl Answer {
             self.usage = Usage {
                 prompt_tokens: usage.prompt_tokens,
                 completion_tokens: usage.completion_tokens,
+                cached_prompt_tokens: usage.cached_prompt_tokens,
                 total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
             };
             self.timings = timings(finish.timings.unwrap_or_default(), usage.completion_tokens);
@@ -140,8 +142,13 @@ impl Answer {
         let Usage {
             prompt_tokens,
             completion_tokens,
+            cached_prompt_tokens,
             ..
         } = self.usage;
+        let cached = match cached_prompt_tokens {
+            0 => String::new(),
+            tokens => format!(", {tokens} of them cached"),
+        };
         let rate = self
             .timings
             .tokens_per_second
@@ -149,7 +156,7 @@ impl Answer {
                 format!(", {rate:.1} tokens per second")
             });
         format!(
-            "{completion_tokens} tokens after a prompt of {prompt_tokens} (prefill {:.0} ms, decode {:.0} ms{rate})",
+            "{completion_tokens} tokens after a prompt of {prompt_tokens}{cached} (prefill {:.0} ms, decode {:.0} ms{rate})",
             self.timings.prefill_ms, self.timings.decode_ms
         )
     }

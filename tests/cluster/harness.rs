@@ -29,6 +29,8 @@ pub struct Setup {
     pub kv_dtype: KvDType,
     /// Of each worker.
     pub memory_bytes: u64,
+    pub prefix_cache: bool,
+    pub split: Option<Vec<f64>>,
 }
 
 impl Setup {
@@ -42,6 +44,8 @@ impl Setup {
             max_context_tokens: None,
             kv_dtype: KvDType::F32,
             memory_bytes: 1 << 30,
+            prefix_cache: true,
+            split: None,
         }
     }
 }
@@ -75,9 +79,12 @@ impl Cluster {
                 precision: Precision::Exact,
                 lm_head: LmHead::Fp16,
                 memory_reserve_bytes: 0,
-                split: None,
+                split: setup.split.clone(),
             },
             max_waiting: setup.max_waiting,
+            max_waiting_tokens: 1 << 20,
+            max_prefill_tokens: 24,
+            prefix_cache: setup.prefix_cache,
             collective: setup.collective,
             step_deadline: PATIENCE,
             exit_without_plan: false,

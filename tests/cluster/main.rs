@@ -2,5 +2,6 @@
 
 mod builtin;
 mod harness;
+mod prefix;
 mod sampling;
 mod serving;

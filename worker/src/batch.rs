@@ -1,6 +1,9 @@
 //! One step as flat arrays over its tokens, and what a rank remembers of each sequence. Pure.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use secondwind_model::step::{RowInput, SequenceId, Step, StepRow};
 
@@ -145,6 +148,8 @@ pub struct Sequences {
     limits: Limits,
     next_step: u64,
     known: HashMap<SequenceId, Known>,
+    /// By block number.
+    blocks: Vec<Block>,
     /// Tokens sampled by the last step, by its row.
     sampled: HashMap<usize, u32>,
 }
@@ -156,6 +161,15 @@ struct Known {
     rules: Option<Rules>,
 }
 
+/// A KV block in this epoch.
+#[derive(Clone, Debug, Default)]
+struct Block {
+    /// Known sequences whose table has it.
+    users: u32,
+    /// All its tokens were written since it was last given to a sequence.
+    full: bool,
+}
+
 impl Sequences {
     /// Nothing known, step 0 due.
     pub fn new(limits: Limits) -> Self {
@@ -163,6 +177,7 @@ impl Sequences {
             limits,
             next_step: 0,
             known: HashMap::new(),
+            blocks: vec![Block::default(); limits.kv_blocks],
             sampled: HashMap::new(),
         }
     }
@@ -180,7 +195,10 @@ impl Sequences {
         }
         self.next_step += 1;
         for sequence in &step.ended {
-            self.known.remove(sequence);
+            let blocks = self.known.remove(sequence).map(|known| known.blocks);
+            for block in blocks.unwrap_or_default() {
+                self.blocks[block as usize].users -= 1;
+            }
         }
         let mut batch = Batch {
             table_offsets: vec![0],
@@ -300,14 +318,16 @@ impl Sequences {
         if tokens.is_empty() {
             return Err("it carries no token".into());
         }
-        let known = self.known.entry(row.sequence).or_default();
-        if row.position != known.tokens {
-            return Err(format!(
-                "it starts at {}, {} is due",
-                row.position, known.tokens
-            ));
+        let start = match self.known.get(&row.sequence) {
+            Some(known) => known.tokens,
+            // A new one may start after full blocks of others, which it shares.
+            None if row.position.is_multiple_of(block_tokens) => row.position,
+            None => 0,
+        };
+        if row.position != start {
+            return Err(format!("it starts at {}, {start} is due", row.position));
         }
-        let end = row.position + tokens.len();
+        let end = row.position.saturating_add(tokens.len());
         if end > max_context_tokens {
             return Err(format!(
                 "it reaches {end} tokens of at most {max_context_tokens}"
@@ -320,6 +340,12 @@ impl Sequences {
         {
             return Err(format!("block {block} is outside 1..{kv_blocks}"));
         }
+        let shared = match self.known.get(&row.sequence) {
+            Some(_) => 0,
+            None => row.position / block_tokens,
+        };
+        self.take_blocks(row, shared)?;
+        let known = self.known.entry(row.sequence).or_default();
         known.blocks.extend(&row.new_blocks);
         if known.blocks.len() * block_tokens < end {
             return Err(format!(
@@ -331,6 +357,9 @@ impl Sequences {
             return Err("it has more prompt targets than tokens".into());
         }
         known.tokens = end;
+        for &block in &known.blocks[row.position / block_tokens..end / block_tokens] {
+            self.blocks[block as usize].full = true;
+        }
 
         let first = batch.tokens.len() as u32;
         batch
@@ -362,6 +391,41 @@ impl Sequences {
         if row.sample.is_some() {
             batch.logit_tokens.push(batch.tokens.len() as u32 - 1);
             batch.sample_rows.push(index);
+        }
+        Ok(())
+    }
+
+    /// Gives a row its new blocks: the first `shared` of them must be full, and are only read; the others
+    /// must be in no table.
+    fn take_blocks(&mut self, row: &StepRow, shared: usize) -> Result<(), String> {
+        let (Some(read), Some(written)) =
+            (row.new_blocks.get(..shared), row.new_blocks.get(shared..))
+        else {
+            return Err(format!(
+                "it starts at {}, after more than the {} blocks that it brings",
+                row.position,
+                row.new_blocks.len()
+            ));
+        };
+        let mut seen = HashSet::new();
+        for &block in read {
+            let state = &mut self.blocks[block as usize];
+            if !state.full || !seen.insert(block) {
+                return Err(format!(
+                    "it starts after block {block}, which is not full or came twice"
+                ));
+            }
+            state.users += 1;
+        }
+        for &block in written {
+            let state = &mut self.blocks[block as usize];
+            if state.users > 0 {
+                return Err(format!("its block {block} is in use"));
+            }
+            *state = Block {
+                users: 1,
+                full: false,
+            };
         }
         Ok(())
     }
@@ -526,6 +590,78 @@ mod tests {
         let mut again = step(1, vec![row(7, 0, &[1], &[2])]);
         again.ended = vec![7];
         assert_eq!(sequences.batch(&again).unwrap().slots, [8]);
+    }
+
+    #[test]
+    fn a_new_sequence_may_start_after_full_blocks_of_another() {
+        let mut sequences = Sequences::new(LIMITS);
+        sequences
+            .batch(&step(0, vec![row(7, 0, &[1, 2, 3, 4, 5, 6], &[3, 6])]))
+            .unwrap();
+        let batch = sequences
+            .batch(&step(1, vec![row(8, 4, &[9, 9], &[3, 2])]))
+            .unwrap();
+        assert_eq!(batch.positions, [4, 5]);
+        assert_eq!(batch.slots, [8, 9]);
+        assert_eq!(batch.block_tables, [3, 2]);
+        assert_eq!(batch.context_lengths, [5, 6]);
+        // The blocks outlive the sequence that wrote them, until they are given to another.
+        let mut third = step(2, vec![row(9, 4, &[1], &[3, 6])]);
+        third.ended = vec![7, 8];
+        assert_eq!(sequences.batch(&third).unwrap().block_tables, [3, 6]);
+        let mut again = step(3, vec![row(7, 0, &[1], &[3])]);
+        again.ended = vec![9];
+        sequences.batch(&again).unwrap();
+        let refused = sequences.batch(&step(4, vec![row(1, 4, &[1], &[3, 2])]));
+        assert!(
+            refused
+                .unwrap_err()
+                .to_string()
+                .contains("block 3, which is not full"),
+        );
+    }
+
+    #[test]
+    fn refuses_to_share_anything_else() {
+        let far = usize::MAX & !3;
+        let cases: [(StepRow, &str); 9] = [
+            (row(1, far, &[1; 5], &[3, 2]), "tokens of at most 20"),
+            // Block 6 holds two tokens only, block 5 was never written.
+            (row(1, 8, &[1], &[3, 6, 2]), "block 6, which is not full"),
+            (row(1, 4, &[1], &[5, 2]), "block 5, which is not full"),
+            (row(1, 6, &[1], &[3, 2]), "it starts at 6, 0 is due"),
+            (row(1, 8, &[1], &[3]), "after more than the 1 blocks"),
+            (row(1, 4, &[1], &[3]), "1 blocks do not hold 5 tokens"),
+            (
+                row(1, 8, &[1], &[3, 3, 2]),
+                "block 3, which is not full or came twice",
+            ),
+            (row(1, 0, &[1], &[3]), "its block 3 is in use"),
+            (row(1, 4, &[1], &[3, 6]), "its block 6 is in use"),
+        ];
+        for (asked, words) in cases {
+            let mut sequences = Sequences::new(LIMITS);
+            sequences
+                .batch(&step(0, vec![row(7, 0, &[1, 2, 3, 4, 5, 6], &[3, 6])]))
+                .unwrap();
+            let error = sequences.batch(&step(1, vec![asked])).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        // A known sequence goes on where it is, whatever it brings.
+        let mut sequences = Sequences::new(LIMITS);
+        sequences
+            .batch(&step(
+                0,
+                vec![row(7, 0, &[1, 2, 3, 4], &[3]), row(8, 0, &[1], &[2])],
+            ))
+            .unwrap();
+        let error = sequences
+            .batch(&step(1, vec![row(8, 4, &[1], &[3, 5])]))
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("starts at 4, 1 is due"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub(super) struct Responses {
     prompt: Option<v1::PromptInfo>,
     awaits_prompt_logprobs: bool,
     prompt_tokens: u32,
+    cached_prompt_tokens: u32,
     completion_tokens: u32,
     last_token: Option<u32>,
     clock: Clock,
@@ -68,6 +69,7 @@ impl Responses {
             }),
             awaits_prompt_logprobs: sequence.prompt_logprobs,
             prompt_tokens,
+            cached_prompt_tokens: 0,
             completion_tokens: 0,
             last_token: None,
             clock: Clock::new(),
@@ -84,7 +86,12 @@ impl Responses {
     /// Takes one event into `response`.
     fn take(&mut self, event: SequenceEvent, response: &mut v1::GenerateResponse) {
         match event {
-            SequenceEvent::Started => self.clock.started = Some(Instant::now()),
+            SequenceEvent::Started {
+                cached_prompt_tokens,
+            } => {
+                self.clock.started = Some(Instant::now());
+                self.cached_prompt_tokens = u32::try_from(cached_prompt_tokens).unwrap_or(u32::MAX);
+            }
             SequenceEvent::PromptLogprobs(logprobs) => {
                 self.awaits_prompt_logprobs = false;
                 if let Some(mut prompt) = self.prompt.take() {
@@ -171,6 +178,7 @@ impl Responses {
             usage: Some(v1::Usage {
                 prompt_tokens: self.prompt_tokens,
                 completion_tokens: self.completion_tokens,
+                cached_prompt_tokens: self.cached_prompt_tokens,
             }),
             timings: Some(v1::Timings {
                 queue_ms: milliseconds(timings.queue),

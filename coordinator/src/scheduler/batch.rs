@@ -3,9 +3,13 @@
 use secondwind_model::step::{SequenceId, Step, StepRow};
 
 use super::Scheduler;
+use super::cache::KvCache;
 use super::commit::{InFlightRow, InFlightStep};
-use super::policy::{Waiting, order};
 use super::sequence::{Phase, Sequence};
+
+/// Prompts that get their `max_prefill_tokens` in a step in which others decode. More of them would make
+/// of a flood of requests what the limit is to keep from one long one.
+const PROMPTS_AT_ONCE: usize = 4;
 
 /// A row decided, not yet written down.
 struct Grant {
@@ -52,12 +56,22 @@ impl Scheduler {
 
     fn draft(&self) -> Draft {
         let decoding = self.running.iter().filter(|id| self.decodes(**id)).count();
+        let left = self.settings.max_step_tokens - decoding;
+        let step_tokens = if decoding == 0 {
+            left
+        } else {
+            let not_computed = |id: &&SequenceId| self.sequences[**id].phase == Phase::Prefill;
+            let prompts = self.running.iter().filter(not_computed).count() + self.waiting.len();
+            let shares = prompts.min(PROMPTS_AT_ONCE);
+            left.min(self.settings.max_prefill_tokens.saturating_mul(shares))
+        };
         Draft {
             grants: Vec::with_capacity(
-                self.max_running()
+                self.settings
+                    .max_running()
                     .min(self.running.len() + self.waiting.len()),
             ),
-            step_tokens: self.settings.max_step_tokens - decoding,
+            step_tokens,
             logit_rows: self.settings.max_logit_rows - decoding,
             runnable: self.running.len(),
             stalled: 0,
@@ -100,7 +114,7 @@ impl Scheduler {
         if wanted == 0 {
             return Outcome::NothingToDo;
         }
-        let reach = (sequence.blocks.len() + self.pool.free()).saturating_mul(block_tokens);
+        let reach = (sequence.blocks.len() + self.kv.available()).saturating_mul(block_tokens);
         let tokens = wanted.min(reach - sequence.scheduled);
         if tokens == 0 {
             return Outcome::NoBlock;
@@ -108,7 +122,7 @@ impl Scheduler {
         while sequence.blocks.len() * block_tokens < sequence.scheduled + tokens {
             sequence
                 .blocks
-                .push(self.pool.allocate().expect("counted above"));
+                .push(self.kv.allocate().expect("counted above"));
         }
         if !decodes {
             draft.step_tokens -= tokens;
@@ -132,25 +146,24 @@ impl Scheduler {
         while *coming <= draft.stalled && draft.runnable > index + 1 {
             let victim = draft.runnable - 1;
             let id = self.running[victim];
-            let sequence = &mut self.sequences[id];
+            let sequence = &self.sequences[id];
             draft.runnable = victim;
             if sequence.in_flight == 0 {
-                sequence.restart(&mut self.pool);
+                self.wait_again(id);
                 self.ended.push(id);
                 self.running.remove(victim);
-                self.waiting.push_front(Waiting { id });
                 self.totals.preemptions += 1;
-                if self.pool.free() > 0 {
+                if self.kv.available() > 0 {
                     return true;
                 }
             } else if !sequence.is_exhausted() {
-                *coming += sequence.blocks.len();
+                *coming += blocks_of_its_own(&self.kv, sequence);
             }
         }
         false
     }
 
-    /// Blocks of sequences whose last step is in flight.
+    /// Blocks that only sequences whose last step is in flight use.
     fn blocks_coming(&self) -> usize {
         let over = |sequence: &&Sequence| match sequence.phase {
             Phase::Finishing => true,
@@ -161,13 +174,13 @@ impl Scheduler {
             .0
             .values()
             .filter(over)
-            .map(|sequence| sequence.blocks.len())
+            .map(|sequence| blocks_of_its_own(&self.kv, sequence))
             .sum()
     }
 
     /// Lets sequences in while there is a place, a token and room for all the tokens they have. Nobody
     /// is preempted for a newcomer, and none comes in while blocks are short: it would be the next
-    /// to be preempted.
+    /// to be preempted. What is cached of a newcomer takes no room unless it would be evicted.
     fn admit_waiting(&mut self, draft: &mut Draft) {
         if self.waiting.is_empty() {
             return;
@@ -182,17 +195,20 @@ impl Scheduler {
         };
         // What the running ones need soon, and a block for each to grow into.
         let mut taken: usize = self.running.iter().map(|&id| promised(self, id) + 1).sum();
-        while self.running.len() < self.max_running() {
-            let Some(index) = order(&self.waiting) else {
+        while self.running.len() < self.settings.max_running() {
+            let Some(index) = self.policy.next(&self.waiting) else {
                 return;
             };
             let id = self.waiting[index].id;
-            let needed = promised(self, id);
-            let tokens = self.sequences[id].next_row_tokens(draft.step_tokens, draft.logit_rows);
-            if tokens == 0 || taken + needed > self.pool.free() {
+            if !self.let_in(id, taken, draft) {
                 return;
             }
-            self.waiting.remove(index);
+            if let Some(waiting) = self.waiting.remove(index) {
+                let sequence = &self.sequences[id];
+                let computed = sequence.tokens.len() - sequence.scheduled;
+                self.waiting_tokens -= sequence.tokens.len();
+                self.policy.let_in(&waiting, computed);
+            }
             let place = self.running.partition_point(|&other| other < id);
             self.running.insert(place, id);
             self.sequences[id].phase = Phase::Prefill;
@@ -201,6 +217,36 @@ impl Scheduler {
             debug_assert!(matches!(granted, Outcome::Granted));
             taken += promised(self, id) + 1;
         }
+    }
+
+    /// Gives a waiting sequence what is cached of it, if there is room for the rest beside the `taken`
+    /// blocks, and a token for it in the step.
+    fn let_in(&mut self, id: SequenceId, taken: usize, draft: &Draft) -> bool {
+        let block_tokens = self.settings.block_tokens;
+        let sequence = &mut self.sequences[id];
+        if draft.step_tokens == 0 {
+            return false;
+        }
+        let cached = self.kv.find(sequence.tenant, sequence.reusable_tokens());
+        let own = sequence.next_positions().div_ceil(block_tokens) - cached.len();
+        // A block that rests counts as available until it is shared.
+        if taken + own + self.kv.resting_among(&cached) > self.kv.available() {
+            return false;
+        }
+        sequence.start_after(cached, block_tokens);
+        if sequence.next_row_tokens(draft.step_tokens, draft.logit_rows) == 0 {
+            sequence.start_after(Vec::new(), block_tokens);
+            return false;
+        }
+        for &block in &sequence.blocks {
+            self.kv.share(block);
+        }
+        self.totals.let_in_tokens += sequence.tokens.len() as u64;
+        if self.settings.prefix_cache {
+            self.totals.prefix_queried_tokens += sequence.tokens.len() as u64;
+            self.totals.prefix_hit_tokens += sequence.scheduled as u64;
+        }
+        true
     }
 
     /// Writes the rows down, decodes first, and remembers them as in flight.
@@ -249,4 +295,10 @@ impl Scheduler {
             ended: std::mem::take(&mut self.ended),
         }
     }
+}
+
+/// Blocks of a sequence that are available as soon as it lets go of them.
+fn blocks_of_its_own(kv: &KvCache, sequence: &Sequence) -> usize {
+    let blocks = sequence.blocks.iter();
+    blocks.filter(|&&block| kv.has_one_user(block)).count()
 }

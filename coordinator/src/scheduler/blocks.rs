@@ -70,6 +70,11 @@ impl BlockPool {
         Ok(last)
     }
 
+    /// Owners of a block; 0 for one that is free or unknown.
+    pub fn owners(&self, block: u32) -> u32 {
+        self.owners.get(block as usize).copied().unwrap_or(0)
+    }
+
     /// Blocks that nobody owns.
     pub fn free(&self) -> usize {
         self.free.len()
@@ -115,8 +120,9 @@ mod tests {
         let mut pool = BlockPool::new(2);
         let block = pool.allocate().unwrap();
         pool.retain(block).unwrap();
+        assert_eq!(pool.owners(block), 2);
         assert_eq!(pool.release(block), Ok(false));
-        assert_eq!(pool.free(), 0);
+        assert_eq!((pool.free(), pool.owners(block), pool.owners(9)), (0, 1, 0));
         assert_eq!(pool.release(block), Ok(true));
         assert_eq!(pool.free(), 1);
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use secondwind_model::step::{RowResult, SequenceId, StepResult};
 
+use super::policy::OUTPUT_WORK;
 use super::sequence::Phase;
 use super::{Event, FinishReason, Scheduler};
 
@@ -174,6 +175,7 @@ impl Scheduler {
             .saturating_sub(sequence.computed)) as u64;
         sequence.computed = row.end;
         sequence.high_water = sequence.high_water.max(row.end);
+        sequence.register_blocks(&mut self.kv, self.settings.block_tokens);
         if sequence.phase == Phase::Finishing {
             self.drop_if_over(id);
             return;
@@ -201,6 +203,7 @@ impl Scheduler {
             sequence.pending -= 1;
             sequence.tokens.push(token.token);
             self.totals.sampled_tokens += 1;
+            self.policy.charge(sequence.tenant, OUTPUT_WORK);
             if sequence.stop_tokens.contains(&token.token) {
                 reason = Some(FinishReason::StopToken);
             } else if sequence.output_tokens() >= sequence.max_output {

@@ -5,7 +5,7 @@ use std::ops::{Index, IndexMut, Range};
 
 use secondwind_model::step::{LogitRules, RowInput, Sampling, SequenceId};
 
-use super::blocks::BlockPool;
+use super::cache::KvCache;
 
 /// What a caller asks for. Everything is resolved: defaults are filled in, text is tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,10 @@ pub struct NewSequence {
     pub sampling: Sampling,
     /// Report the log-probability of every prompt token but the first.
     pub prompt_logprobs: bool,
+    /// Whose it is; 0 when nobody said. Tenants share the group's time evenly, and no prefix.
+    pub tenant: u32,
+    /// Among those of its tenant the higher one is let in first; 0 when nobody said.
+    pub priority: i8,
 }
 
 /// Where a sequence stands.
@@ -49,6 +53,8 @@ pub(super) struct Sequence {
     /// Taken out of `sampling`: workers are told once.
     pub rules: Option<Box<LogitRules>>,
     pub prompt_logprobs: bool,
+    pub tenant: u32,
+    pub priority: i8,
     pub phase: Phase,
     /// Positions whose KV a step, committed or in flight, has written.
     pub scheduled: usize,
@@ -68,6 +74,8 @@ pub(super) struct Sequence {
     pub blocks: Vec<u32>,
     /// Leading blocks that workers have in its table.
     pub sent_blocks: usize,
+    /// Leading full blocks that the prefix cache was told of, or gave.
+    pub registered_blocks: usize,
 }
 
 impl Sequence {
@@ -83,6 +91,8 @@ impl Sequence {
             rules: new.sampling.rules.take(),
             sampling: new.sampling,
             prompt_logprobs: new.prompt_logprobs,
+            tenant: new.tenant,
+            priority: new.priority,
             phase: Phase::Waiting,
             scheduled: 0,
             computed: 0,
@@ -93,6 +103,7 @@ impl Sequence {
             logprobs_done: 0,
             blocks: Vec::new(),
             sent_blocks: 0,
+            registered_blocks: 0,
         }
     }
 
@@ -188,19 +199,49 @@ impl Sequence {
         }
     }
 
-    /// Gives its blocks back.
-    pub fn release_blocks(&mut self, pool: &mut BlockPool) {
-        for block in self.blocks.drain(..) {
-            let released = pool.release(block);
-            debug_assert!(released.is_ok(), "{released:?}");
-        }
-        self.sent_blocks = 0;
+    /// The tokens whose KV it may take from a cache. At least one token is computed, for its logits, and
+    /// so is every token whose prompt log-probability is still to be reported.
+    pub fn reusable_tokens(&self) -> &[u32] {
+        let end = if self.prompt_logprobs && self.logprobs_done + 1 < self.prompt_tokens {
+            self.logprobs_done
+        } else {
+            self.tokens.len() - 1
+        };
+        &self.tokens[..end]
     }
 
-    /// Back to waiting, to be computed again from its first token. Tokens and emitted
+    /// Begins where `cached` ends: blocks that hold its first tokens, which it owns from now on.
+    pub fn start_after(&mut self, cached: Vec<u32>, block_tokens: usize) {
+        self.scheduled = cached.len() * block_tokens;
+        self.computed = self.scheduled;
+        self.registered_blocks = cached.len();
+        self.blocks = cached;
+    }
+
+    /// Tells the cache of the blocks that are full of tokens whose steps are committed.
+    pub fn register_blocks(&mut self, kv: &mut KvCache, block_tokens: usize) {
+        // Of a cancelled sequence the last tokens may be unknown.
+        let full = self.computed.min(self.tokens.len()) / block_tokens;
+        for index in self.registered_blocks..full {
+            let tokens = &self.tokens[index * block_tokens..(index + 1) * block_tokens];
+            kv.register(self.tenant, tokens, &self.blocks[..=index]);
+            self.registered_blocks = index + 1;
+        }
+    }
+
+    /// Gives its blocks back.
+    pub fn release_blocks(&mut self, kv: &mut KvCache) {
+        for block in self.blocks.drain(..).rev() {
+            kv.release(block);
+        }
+        self.sent_blocks = 0;
+        self.registered_blocks = 0;
+    }
+
+    /// Back to waiting, to be computed again but for what is cached then. Tokens and emitted
     /// log-probabilities stay.
-    pub fn restart(&mut self, pool: &mut BlockPool) {
-        self.release_blocks(pool);
+    pub fn restart(&mut self, kv: &mut KvCache) {
+        self.release_blocks(kv);
         self.phase = Phase::Waiting;
         self.scheduled = 0;
         self.computed = 0;

@@ -1,13 +1,15 @@
-//! The scheduler against a worker that only remembers: block tables, and in each KV slot which token of
-//! which sequence at which position was written there.
+//! The scheduler against a worker that only remembers: block tables, and in each KV slot which token was
+//! written there, after which others.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use secondwind_model::step::{LogitRules, Sampling, SequenceId, StepResult};
 
 use super::*;
-use worker::{Worker, token_at};
+use worker::{Text, Worker};
 
 mod worker;
 
@@ -47,6 +49,10 @@ enum Action {
         max_tokens: usize,
         stops: bool,
         logprobs: bool,
+        tenant: u32,
+        priority: i8,
+        /// The text begins as all texts of this number do, for so many tokens.
+        begins_as: (u64, usize),
     },
     Cancel(usize),
     Step,
@@ -68,14 +74,7 @@ impl Simulation {
 
     fn act(&mut self, action: &Action) {
         match *action {
-            Action::Submit {
-                prompt_tokens,
-                max_tokens,
-                stops,
-                logprobs,
-            } => {
-                self.submit(prompt_tokens, max_tokens, stops, logprobs);
-            }
+            Action::Submit { .. } => self.submit(action),
             Action::Cancel(pick) => self.cancel(pick),
             Action::Step => {
                 self.step();
@@ -100,17 +99,33 @@ impl Simulation {
 
     fn begin_epoch(&mut self) {
         assert_eq!(self.scheduler.counters().blocks_used, 0);
+        assert_eq!(self.scheduler.counters().blocks_cached, 0);
+        let texts = std::mem::take(&mut self.worker.texts);
         self.worker = Worker::new(self.settings);
+        self.worker.texts = texts;
         self.results.clear();
     }
 
-    fn submit(&mut self, prompt_tokens: usize, max_tokens: usize, stops: bool, logprobs: bool) {
-        // The prompt is that of the id to come, so that all tokens are a function of (id, position).
+    fn submit(&mut self, action: &Action) {
+        let &Action::Submit {
+            prompt_tokens,
+            max_tokens,
+            stops,
+            logprobs,
+            tenant,
+            priority,
+            begins_as,
+        } = action
+        else {
+            return;
+        };
         let id = self.scheduler.next_id;
+        let length = prompt_tokens.max(self.settings.max_context_tokens);
+        let text = Text::new(id, tenant, begins_as, length);
         let submitted = self.scheduler.submit(NewSequence {
-            prompt: (0..prompt_tokens)
-                .map(|position| token_at(id, position))
-                .collect(),
+            prompt: text.tokens[..prompt_tokens].to_vec(),
+            tenant,
+            priority,
             max_tokens,
             stop_tokens: if stops { vec![STOP_TOKEN] } else { Vec::new() },
             sampling: Sampling {
@@ -126,9 +141,8 @@ impl Simulation {
         let Ok(accepted) = submitted else { return };
         assert_eq!(accepted, id);
         let end = prompt_tokens + max_tokens.min(self.settings.max_context_tokens - prompt_tokens);
-        let mut expected: Vec<_> = (prompt_tokens..end)
-            .map(|position| token_at(id, position))
-            .collect();
+        let mut expected = text.tokens[prompt_tokens..end].to_vec();
+        self.worker.texts.insert(id, text);
         let mut reason = FinishReason::Length;
         if let Some(stop) = expected
             .iter()
@@ -259,17 +273,21 @@ impl Simulation {
             self.worker.tables.is_empty(),
             "the worker was told of every end"
         );
+        // Nobody but the cache owns a block, and without it nobody does.
+        assert_eq!(self.scheduler.kv.available(), counters.blocks_total);
+        self.scheduler.kv.forget_prefixes();
+        assert_eq!(self.scheduler.counters().blocks_cached, 0);
+        check_books(&self.scheduler);
         assert!(self.clients.values().all(|client| client.over));
     }
 }
 
-/// No block leaks or has two owners, and lists agree with phases.
+/// No block leaks or is freed while somebody uses it, and lists agree with phases.
 fn check_books(scheduler: &Scheduler) {
-    let mut owned = BTreeSet::new();
+    let sequences = scheduler.sequences.0.iter();
+    let tables = sequences.map(|(&id, sequence)| (id, sequence.blocks.as_slice()));
+    scheduler.kv.check(&tables.collect());
     for (id, sequence) in &scheduler.sequences.0 {
-        for &block in &sequence.blocks {
-            assert!(owned.insert(block), "block {block} of {id} has two owners");
-        }
         let carried = scheduler
             .in_flight
             .iter()
@@ -281,14 +299,17 @@ fn check_books(scheduler: &Scheduler) {
         assert!(sequence.scheduled <= sequence.tokens.len() + sequence.pending);
         match sequence.phase {
             Phase::Waiting => assert!(
-                scheduler.waiting.contains(&Waiting { id: *id }) && sequence.blocks.is_empty()
+                scheduler.waiting.iter().any(|waiting| waiting.id == *id)
+                    && sequence.blocks.is_empty()
             ),
             Phase::Prefill | Phase::Decode => assert!(scheduler.running.contains(id)),
             Phase::Finishing => assert!(sequence.in_flight > 0 && !scheduler.running.contains(id)),
         }
     }
-    assert_eq!(owned.len(), scheduler.pool.used());
     assert!(scheduler.running.is_sorted());
+    let waiting = scheduler.waiting.iter();
+    let tokens = waiting.map(|waiting| scheduler.sequences[waiting.id].tokens.len());
+    assert_eq!(tokens.sum::<usize>(), scheduler.waiting_tokens);
     let listed = scheduler.running.len() + scheduler.waiting.len();
     let finishing = scheduler
         .sequences
@@ -299,21 +320,29 @@ fn check_books(scheduler: &Scheduler) {
 }
 
 fn settings() -> impl Strategy<Value = SchedulerSettings> {
-    let step = (1..8_usize, 1..24_usize, 1..16_usize);
+    let step = (1..8_usize, 1..24_usize, 1..12_usize, 1..16_usize);
     let memory = (1..5_usize, 2..24_usize, 2..48_usize);
-    (step, memory, 1..=2_usize, 0..12_usize).prop_map(
-        |(step, memory, max_in_flight, max_waiting)| {
-            let (max_sequences, max_step_tokens, max_logit_rows) = step;
+    let rest = (
+        1..=2_usize,
+        (0..12_usize, 0..200_usize),
+        prop::bool::weighted(0.8),
+    );
+    (step, memory, rest).prop_map(
+        |(step, memory, (max_in_flight, (max_waiting, max_waiting_tokens), prefix_cache))| {
+            let (max_sequences, max_step_tokens, max_prefill_tokens, max_logit_rows) = step;
             let (block_tokens, kv_blocks, max_context_tokens) = memory;
             SchedulerSettings {
                 max_sequences,
                 max_step_tokens,
+                max_prefill_tokens,
                 max_logit_rows,
                 block_tokens,
                 kv_blocks,
                 max_context_tokens,
                 max_in_flight,
                 max_waiting,
+                max_waiting_tokens,
+                prefix_cache,
             }
         },
     )
@@ -325,13 +354,20 @@ fn action() -> impl Strategy<Value = Action> {
         0..40_usize,
         any::<bool>(),
         prop::bool::weighted(0.3),
+        (0..2_u32, -1..=1_i8),
+        (0..3_u64, 0..40_usize),
     );
     let submit = submit.prop_map(
-        |(prompt_tokens, max_tokens, stops, logprobs)| Action::Submit {
-            prompt_tokens,
-            max_tokens,
-            stops,
-            logprobs,
+        |(prompt_tokens, max_tokens, stops, logprobs, (tenant, priority), begins_as)| {
+            Action::Submit {
+                prompt_tokens,
+                max_tokens,
+                stops,
+                logprobs,
+                tenant,
+                priority,
+                begins_as,
+            }
         },
     );
     prop_oneof![
@@ -344,18 +380,33 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 8000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn every_token_is_computed_on_its_own_kv_and_nothing_leaks(
-        settings in settings(),
-        actions in prop::collection::vec(action(), 0..200),
-    ) {
+#[test]
+fn every_token_is_computed_on_its_own_kv_and_nothing_leaks() {
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 8000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let cases = (settings(), prop::collection::vec(action(), 0..200));
+    let seen = Cell::new(Counters::default());
+    let ran = runner.run(&cases, |(settings, actions)| {
         let mut simulation = Simulation::new(settings);
         for action in &actions {
             simulation.act(action);
         }
         simulation.drain();
-    }
+        let (mut sum, counters) = (seen.get(), simulation.scheduler.counters());
+        assert!(settings.prefix_cache || counters.prefix_hit_tokens == 0);
+        sum.preemptions += counters.preemptions;
+        sum.prefix_hit_tokens += counters.prefix_hit_tokens;
+        sum.prefix_evictions += counters.prefix_evictions;
+        seen.set(sum);
+        Ok(())
+    });
+    ran.unwrap_or_else(|failure| panic!("{failure}"));
+    let seen = seen.get();
+    assert!(
+        seen.preemptions > 1000 && seen.prefix_hit_tokens > 1000 && seen.prefix_evictions > 1000,
+        "the cases no longer meet what they are for: {seen:?}"
+    );
 }

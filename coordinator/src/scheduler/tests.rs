@@ -6,6 +6,7 @@ use secondwind_model::step::{
 
 use super::*;
 
+mod prefix;
 mod recovery;
 mod scoring;
 
@@ -15,12 +16,15 @@ fn settings() -> SchedulerSettings {
     SchedulerSettings {
         max_sequences: 4,
         max_step_tokens: 8,
+        max_prefill_tokens: 8,
         max_logit_rows: 8,
         block_tokens: 4,
         kv_blocks: 17,
         max_context_tokens: 32,
         max_in_flight: 2,
         max_waiting: 4,
+        max_waiting_tokens: 1000,
+        prefix_cache: false,
     }
 }
 
@@ -46,6 +50,8 @@ fn request(prompt_tokens: u32, max_tokens: usize) -> NewSequence {
             ..Sampling::default()
         },
         prompt_logprobs: false,
+        tenant: 0,
+        priority: 0,
     }
 }
 
@@ -169,15 +175,40 @@ fn the_queue_is_full_when_places_and_waiting_room_are() {
     assert!(it.submit(request(4, 4)).is_ok() && it.submit(request(4, 4)).is_ok());
     assert_eq!(
         it.submit(request(4, 4)),
-        Err(Refusal::QueueFull { waiting: 2 })
+        Err(Refusal::QueueFull {
+            waiting: 2,
+            tokens_ahead: 4
+        })
     );
     turn(&mut it, 5);
     assert_eq!(
         it.submit(request(4, 4)),
-        Err(Refusal::QueueFull { waiting: 1 })
+        Err(Refusal::QueueFull {
+            waiting: 1,
+            tokens_ahead: 4
+        })
     );
     it.cancel(2);
     assert_eq!(it.submit(request(4, 4)), Ok(3));
+}
+
+#[test]
+fn the_queue_is_full_when_its_tokens_are() {
+    let mut it =
+        scheduler(|settings| (settings.max_sequences, settings.max_waiting_tokens) = (1, 20));
+    // A lone one is taken whatever its length.
+    assert_eq!(it.submit(request(25, 4)), Ok(1));
+    let full = |tokens_ahead| {
+        Err(Refusal::QueueFull {
+            waiting: 1,
+            tokens_ahead,
+        })
+    };
+    assert_eq!(it.submit(request(5, 4)), full(10));
+    turn(&mut it, 5);
+    assert_eq!(it.submit(request(12, 4)), Ok(2));
+    assert_eq!(it.submit(request(9, 4)), full(1));
+    assert_eq!(it.submit(request(8, 4)), Ok(3));
 }
 
 #[test]
@@ -355,6 +386,7 @@ fn counters_add_up() {
         blocks_total: 16,
         computed_tokens: 4,
         sampled_tokens: 1,
+        let_in_tokens: 4,
         ..Counters::default()
     };
     assert_eq!(it.counters(), expected);

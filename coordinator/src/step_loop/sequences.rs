@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     request::{FinishReason, SequenceEvent, SubmitError},
-    scheduler::{self, Event, Refusal},
+    scheduler::{
+        self, Event, Refusal,
+        backlog::{Pace, retry_after},
+    },
 };
 
 impl StepLoop {
@@ -32,11 +35,14 @@ impl StepLoop {
             stop_tokens: sequence.stop_token_ids,
             sampling: sequence.sampling,
             prompt_logprobs: wants_prompt_logprobs,
+            tenant: 0,
+            priority: 0,
         });
         let id = match accepted {
             Ok(id) => id,
             Err(refusal) => {
-                let _ = events.send(SequenceEvent::Failed(refused(refusal, self.block_tokens)));
+                let refused = refused(refusal, self.block_tokens, &self.pace);
+                let _ = events.send(SequenceEvent::Failed(refused));
                 return;
             }
         };
@@ -145,9 +151,15 @@ impl StepLoop {
 }
 
 /// A refusal in the words of the API.
-pub(super) fn refused(refusal: Refusal, block_tokens: usize) -> SubmitError {
+pub(super) fn refused(refusal: Refusal, block_tokens: usize, pace: &Pace) -> SubmitError {
     match refusal {
-        Refusal::QueueFull { waiting } => SubmitError::QueueFull { limit: waiting },
+        Refusal::QueueFull {
+            waiting,
+            tokens_ahead,
+        } => SubmitError::QueueFull {
+            limit: waiting,
+            retry_after: retry_after(tokens_ahead, pace.tokens_per_second()),
+        },
         Refusal::TooFewBlocks { needed, kv_blocks } => SubmitError::KvCacheTooSmall {
             needed_tokens: needed * block_tokens,
             capacity_tokens: kv_blocks * block_tokens,

@@ -138,7 +138,10 @@ impl Harness {
         });
         let settings = LoopSettings {
             max_waiting: 8,
+            max_waiting_tokens: 100_000,
+            max_prefill_tokens: 24,
             step_deadline,
+            prefix_cache: true,
         };
         let (step_loop, engine) = StepLoop::new(settings, formed, watched);
         let (stop, mut stopped) = watch::channel(false);
@@ -209,7 +212,7 @@ async fn drain(stream: &mut EventStream) -> (Vec<u32>, SequenceEvent) {
             .expect("no end");
         match event {
             SequenceEvent::Token(token) => tokens.push(token.token),
-            SequenceEvent::Started | SequenceEvent::PromptLogprobs(_) => {}
+            SequenceEvent::Started { .. } | SequenceEvent::PromptLogprobs(_) => {}
             end => return (tokens, end),
         }
     }
@@ -229,6 +232,20 @@ async fn tokens_come_in_order_and_end() {
             ..
         }
     ));
+}
+
+#[tokio::test]
+async fn a_client_is_told_what_was_cached() {
+    let harness = Harness::start(PATIENCE);
+    harness.form(1, prompt);
+    for cached_prompt_tokens in [0, 96] {
+        let mut stream = harness.submit(100, 5).await;
+        let started = SequenceEvent::Started {
+            cached_prompt_tokens,
+        };
+        assert_eq!(stream.recv().await, Some(started));
+        assert_eq!(drain(&mut stream).await.0, [200, 201, 202, 203, 204]);
+    }
 }
 
 #[tokio::test]
@@ -258,7 +275,10 @@ async fn a_lost_rank_ends_the_epoch_and_the_next_goes_on() {
         _ => Box::new(Hangs),
     });
     let mut stream = harness.submit(10, 6).await;
-    assert_eq!(stream.recv().await, Some(SequenceEvent::Started));
+    let started = SequenceEvent::Started {
+        cached_prompt_tokens: 0,
+    };
+    assert_eq!(stream.recv().await, Some(started));
     let reason = "rank 1 is gone".to_owned();
     events.send(RankEvent::Lost { rank: 1, reason }).unwrap();
     let end = harness.ends.recv().await.unwrap();

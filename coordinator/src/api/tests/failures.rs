@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tonic::Code;
 
 use super::{generate, says, serve, text_request, token};
@@ -10,9 +12,12 @@ async fn failures_of_the_step_loop_become_statuses() {
     };
     let cases = [
         (
-            SubmitError::QueueFull { limit: 9 },
+            SubmitError::QueueFull {
+                limit: 9,
+                retry_after: Duration::from_secs(4),
+            },
             Code::ResourceExhausted,
-            "the queue is full: 9 sequences are waiting",
+            "the queue is full: 9 sequences are waiting; try again in 4 s",
         ),
         (
             SubmitError::NoGroup {

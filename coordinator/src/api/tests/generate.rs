@@ -18,7 +18,9 @@ async fn tokens_stream_as_they_come() {
     let served = serve(move |_, sender| {
         let opened = opened.lock().unwrap().take().unwrap();
         tokio::spawn(async move {
-            let _ = sender.send(SequenceEvent::Started);
+            let _ = sender.send(SequenceEvent::Started {
+                cached_prompt_tokens: 16,
+            });
             let _ = sender.send(token(259));
             let _ = opened.await;
             let _ = sender.send(token(262));
@@ -64,6 +66,7 @@ async fn tokens_stream_as_they_come() {
     let usage = v1::Usage {
         prompt_tokens: 1,
         completion_tokens: 3,
+        cached_prompt_tokens: 16,
     };
     assert_eq!(finish.usage, Some(usage));
     let timings = v1::Timings {
@@ -256,7 +259,9 @@ async fn the_deadline_ends_a_stream() {
 #[tokio::test]
 async fn logprobs_of_prompt_and_output_are_passed_on() {
     let events = vec![
-        SequenceEvent::Started,
+        SequenceEvent::Started {
+            cached_prompt_tokens: 0,
+        },
         SequenceEvent::PromptLogprobs(vec![-0.5, -1.5]),
         SequenceEvent::Token(TokenLogprobs {
             token: 259,

@@ -8,24 +8,58 @@ use secondwind_model::step::{
 
 use crate::scheduler::SchedulerSettings;
 
-/// The token at a position of a sequence, stop tokens ignored: what a seed and the tokens before it
+/// All tokens that a sequence can come to have, stop tokens ignored: what a seed and the tokens before
 /// would give, so that computing again gives the same.
-pub fn token_at(sequence: SequenceId, position: usize) -> u32 {
-    let mut mixed = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (position as u64 + 1);
+#[derive(Clone)]
+pub struct Text {
+    pub tokens: Vec<u32>,
+    /// Of each position, what its KV depends on: the tenant and all tokens so far.
+    kv: Vec<u64>,
+}
+
+impl Text {
+    /// A text that shares its first tokens with all that begin as it does, and no others.
+    pub fn new(
+        id: SequenceId,
+        tenant: u32,
+        (beginning, shared): (u64, usize),
+        length: usize,
+    ) -> Self {
+        let tokens = (0..length).map(|position| {
+            let source = if position < shared {
+                beginning
+            } else {
+                1000 + id
+            };
+            (mix(source, position as u64 + 1) % 24) as u32
+        });
+        let tokens: Vec<_> = tokens.collect();
+        let mut so_far = tenant.into();
+        let kv = tokens.iter().map(|&token| {
+            so_far = mix(so_far, token.into());
+            so_far
+        });
+        let kv = kv.collect();
+        Self { tokens, kv }
+    }
+}
+
+fn mix(a: u64, b: u64) -> u64 {
+    let mut mixed = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b;
     mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    ((mixed ^ (mixed >> 32)) % 24) as u32
+    mixed ^ (mixed >> 32)
 }
 
 /// The workers, with the rules that steps must keep.
 pub struct Worker {
     settings: SchedulerSettings,
     next_number: u64,
+    pub texts: BTreeMap<SequenceId, Text>,
     pub tables: BTreeMap<SequenceId, Table>,
-    kv: BTreeMap<(u32, usize), (SequenceId, usize, u32)>,
+    kv: BTreeMap<(u32, usize), u64>,
     sampled: BTreeMap<(u64, usize), u32>,
 }
 
-#[derive(Default)]
 pub struct Table {
     blocks: Vec<u32>,
     positions: usize,
@@ -34,10 +68,11 @@ pub struct Table {
 
 impl Worker {
     pub fn new(settings: SchedulerSettings) -> Self {
-        let (tables, kv, sampled) = Default::default();
+        let (texts, tables, kv, sampled) = Default::default();
         Self {
             settings,
             next_number: 0,
+            texts,
             tables,
             kv,
             sampled,
@@ -93,8 +128,20 @@ impl Worker {
     fn run_row(&mut self, number: u64, index: usize, row: &StepRow) -> Option<RowResult> {
         let id = row.sequence;
         let block_tokens = self.settings.block_tokens;
-        for &block in &row.new_blocks {
+        // What a new sequence finds computed; all other blocks are its own.
+        let cached = if self.tables.contains_key(&id) {
+            0
+        } else {
+            assert_eq!(row.position % block_tokens, 0);
+            assert!(self.settings.prefix_cache || row.position == 0);
+            row.position / block_tokens
+        };
+        for (index, &block) in row.new_blocks.iter().enumerate() {
             assert!(block != 0 && (block as usize) < self.settings.kv_blocks);
+            assert!(!row.new_blocks[..index].contains(&block));
+            if index < cached {
+                continue;
+            }
             let owner = self
                 .tables
                 .iter()
@@ -105,12 +152,6 @@ impl Worker {
                 owner.map(|owner| owner.0)
             );
         }
-        if row.position == 0 {
-            assert!(
-                self.tables.insert(id, Table::default()).is_none(),
-                "sequence {id} begins twice"
-            );
-        }
         let input = match &row.input {
             RowInput::Tokens(tokens) => tokens.clone(),
             RowInput::Sampled { step, row } => {
@@ -119,10 +160,11 @@ impl Worker {
             }
         };
         assert!(!input.is_empty());
-        let table = self
-            .tables
-            .get_mut(&id)
-            .expect("a row past position 0 has a table");
+        let positions = cached * block_tokens;
+        let table = self.tables.entry(id).or_insert(Table {
+            blocks: Vec::new(),
+            positions,
+        });
         assert_eq!(row.position, table.positions, "positions have no gap");
         table.blocks.extend(&row.new_blocks);
         table.positions += input.len();
@@ -132,22 +174,28 @@ impl Worker {
             end.div_ceil(block_tokens),
             "blocks are taken lazily"
         );
+        let table = &self.tables[&id];
         let slot = |position: usize| {
             (
                 table.blocks[position / block_tokens],
                 position % block_tokens,
             )
         };
-        for (offset, &token) in input.iter().enumerate() {
-            let position = row.position + offset;
-            self.kv.insert(slot(position), (id, position, token));
+        let text = &self.texts[&id];
+        assert_eq!(input, text.tokens[row.position..end]);
+        for position in row.position..end {
+            let (block, offset) = slot(position);
+            for (other, table) in &self.tables {
+                assert!(
+                    *other == id || !table.blocks.contains(&block),
+                    "sequence {id} writes to block {block} of {other}"
+                );
+            }
+            self.kv.insert((block, offset), text.kv[position]);
         }
         for position in 0..end {
-            assert_eq!(
-                self.kv[&slot(position)],
-                (id, position, token_at(id, position)),
-                "sequence {id}"
-            );
+            let read = self.kv[&slot(position)];
+            assert_eq!(read, text.kv[position], "sequence {id} at {position}");
         }
         if let Some(sample) = &row.sample {
             // Rules come once, and with every token that came before, on the wire or in the cache.
@@ -157,16 +205,18 @@ impl Worker {
                 "rules of sequence {id}"
             );
             if let Some(rules) = &sample.rules {
-                let before: Vec<u32> = (0..row.position).map(|at| token_at(id, at)).collect();
+                let before: Vec<u32> = (0..row.position)
+                    .map(|at| self.texts[&id].tokens[at])
+                    .collect();
                 assert_eq!(rules.history, before);
             }
             table.has_rules = true;
         }
         for (offset, &target) in row.prompt_targets.iter().enumerate() {
-            assert_eq!(target, token_at(id, row.position + offset + 1));
+            assert_eq!(target, text.tokens[row.position + offset + 1]);
         }
         assert!(row.prompt_targets.is_empty() || row.prompt_targets.len() + 1 >= input.len());
-        let token = row.sample.as_ref().map(|_| token_at(id, end));
+        let token = row.sample.as_ref().map(|_| text.tokens[end]);
         if let Some(token) = token {
             self.sampled.insert((number, index), token);
         }
