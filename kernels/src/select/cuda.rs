@@ -10,8 +10,7 @@ use crate::weights::{Dtype, WeightFormat};
 /// Rows up to which `a16_f32_gemv` wins over `f32`, although it reads the weights again for every 4
 /// of them.
 const F32_GEMV_ROWS: usize = 32;
-/// Rows up to which it wins over `a16_mma`: those of one pass. Not measured: fp32 of a V100, a
-/// T4 or a 2080 Ti keeps up with memory for 4 to 6 rows of 4 bits, and tensor cores for 10 or more.
+/// Rows up to which it wins over `a16_mma`: those of one pass. Two passes take as long as it on a card of 2023.
 const F32_GEMV_ROWS_BESIDE_MMA: usize = 4;
 /// Rows up to which it wins over `a16_half2`. Not measured, but by count: a weight takes a P100 one
 /// operation to unpack and one for each row in fp32, of which 3 fit into the time of its half byte;
@@ -81,7 +80,13 @@ fn exact(arch: Arch, rows: usize) -> (LinearPath, &'static str) {
 
 fn fast(arch: Arch, rows: usize) -> (LinearPath, &'static str) {
     if arch.has_int8_mma() {
-        return (LinearPath::A8Mma, "integer tensor cores start at 7.5");
+        return match rows {
+            0..=1 => (
+                LinearPath::A8Dp4aGemv,
+                "one row leaves tensor cores idle; four-way dot products ask for less beside the weights",
+            ),
+            _ => (LinearPath::A8Mma, "integer tensor cores start at 7.5"),
+        };
     }
     if !arch.has_dp4a() {
         let half2 = F32_GEMV_ROWS_BESIDE_HALF2 + 1..=F32_GEMV_ROWS;
@@ -277,9 +282,9 @@ mod tests {
                 "V100",
                 "a16_f32_gemv a8_dp4a_gemv a8_dp4a_gemv a8_dp4a_gemv a8_dp4a_gemm",
             ),
-            ("T4", "a8_mma a8_mma a8_mma a8_mma a8_mma"),
-            ("2080 Ti", "a8_mma a8_mma a8_mma a8_mma a8_mma"),
-            ("3090", "a8_mma a8_mma a8_mma a8_mma a8_mma"),
+            ("T4", "a8_dp4a_gemv a8_mma a8_mma a8_mma a8_mma"),
+            ("2080 Ti", "a8_dp4a_gemv a8_mma a8_mma a8_mma a8_mma"),
+            ("3090", "a8_dp4a_gemv a8_mma a8_mma a8_mma a8_mma"),
         ];
         for ((card, arch), (named, fast)) in CARDS.into_iter().zip(expected) {
             assert_eq!(card, named);
