@@ -16,7 +16,9 @@ use tokio::{
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    api::{self, InferenceService, SamplingDefaults, ServedModel, ServingHandle},
+    api::{
+        self, Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle,
+    },
     cluster::{ClusterService, Collective, Identity, Membership, MembershipSettings, State},
     step_loop::{LoopSettings, StepLoop},
     text::{Text, TextError, TextFiles},
@@ -52,6 +54,8 @@ pub struct CoordinatorConfig {
     pub collective: Collective,
     /// A step that takes longer ends the epoch.
     pub step_deadline: Duration,
+    /// How the HTTP API behaves.
+    pub http: HttpSettings,
     /// End when the workers that came cannot serve the model, instead of waiting for others.
     pub exit_without_plan: bool,
 }
@@ -195,8 +199,8 @@ impl Coordinator {
         };
         let (step_loop, engine) = StepLoop::new(loop_settings, formed, state.clone());
         let (serving, health) = api::health().await;
-        let inference = InferenceService::new(engine, Arc::new(served));
-        let client_router = api::router(inference, health)
+        let frontend = Arc::new(Frontend::new(engine, Arc::new(served)));
+        let client_router = api::router(frontend, health, config.http)
             .map_err(|error| CoordinatorError::Internal(error.to_string()))?;
         let cluster_router = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
@@ -235,7 +239,7 @@ impl Coordinator {
         });
         parts.spawn({
             let serve = client_router.serve_with_incoming_shutdown(
-                TcpIncoming::from(clients).with_nodelay(Some(true)),
+                Connections::from(clients),
                 until(stopped.clone()),
             );
             async move {

@@ -1,4 +1,4 @@
-//! A sequence's events to the responses of `Generate`.
+//! A sequence's events to the responses of `Generate`, which are what both APIs answer with.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +9,6 @@ use secondwind_model::step::TokenLogprobs;
 use secondwind_proto::v1;
 use tokio::time::Sleep;
 use tokio_stream::Stream;
-use tonic::Status;
 
 use super::request::CheckedRequest;
 use super::status::ApiError;
@@ -37,7 +36,7 @@ pub(super) struct Responses {
     last_token: Option<u32>,
     clock: Clock,
     /// Sent after the response that was being filled.
-    error: Option<Status>,
+    error: Option<ApiError>,
 }
 
 impl Responses {
@@ -78,7 +77,7 @@ impl Responses {
     /// Ends the call; the sequence is cancelled if it still runs.
     fn fail(&mut self, error: SubmitError) {
         self.events = None;
-        self.error = Some(ApiError::Submit(error).into());
+        self.error = Some(ApiError::Submit(error));
     }
 
     /// Takes one event into `response`.
@@ -188,7 +187,7 @@ impl Responses {
 }
 
 impl Stream for Responses {
-    type Item = Result<v1::GenerateResponse, Status>;
+    type Item = Result<v1::GenerateResponse, ApiError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();

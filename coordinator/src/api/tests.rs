@@ -6,6 +6,7 @@ mod generate;
 mod requests;
 mod service;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use secondwind_model::config::GenerationDefaults;
@@ -15,11 +16,12 @@ use secondwind_proto::v1::generate_request::Prompt;
 use secondwind_proto::v1::inference_client::InferenceClient;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::{InferenceService, SamplingDefaults, ServedModel, ServingHandle, health, router};
+use super::{
+    Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle, health, router,
+};
 use crate::request::{
     Engine, EventStream, FinishReason, NewSequence, SequenceEvent, SequenceTimings, SubmitError,
 };
@@ -75,6 +77,7 @@ fn model() -> ServedModel {
 struct Served {
     client: InferenceClient<Channel>,
     channel: Channel,
+    address: SocketAddr,
     engine: Arc<ScriptedEngine>,
     serving: ServingHandle,
 }
@@ -83,16 +86,24 @@ async fn serve_model(
     model: ServedModel,
     script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
 ) -> Served {
+    serve_with(model, HttpSettings::default(), script).await
+}
+
+async fn serve_with(
+    model: ServedModel,
+    settings: HttpSettings,
+    script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
+) -> Served {
     let engine = Arc::new(ScriptedEngine {
         script: Box::new(script),
         submitted: Mutex::default(),
     });
     let (serving, health) = health().await;
-    let service = InferenceService::new(Arc::clone(&engine), Arc::new(model));
-    let router = router(service, health).unwrap();
+    let frontend = Arc::new(Frontend::new(Arc::clone(&engine), Arc::new(model)));
+    let router = router(frontend, health, settings).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(router.serve_with_incoming(Connections::from(listener)));
     let channel = Channel::from_shared(format!("http://{address}"))
         .unwrap()
         .connect()
@@ -101,6 +112,7 @@ async fn serve_model(
     Served {
         client: InferenceClient::new(channel.clone()),
         channel,
+        address,
         engine,
         serving,
     }

@@ -10,7 +10,7 @@ use super::{
     ScriptedEngine, chat_request, finished, generate, model, model_with, says, serve, serve_model,
     text_request,
 };
-use crate::api::{InferenceService, ServedModel};
+use crate::api::{Frontend, InferenceService, ServedModel};
 use crate::request::FinishReason;
 use crate::text::Text;
 use crate::text::fixture::{VOCAB_SIZE, files};
@@ -81,7 +81,7 @@ async fn every_bad_field_is_named() {
                 ..base()
             },
             Code::InvalidArgument,
-            "max_tokens: 0 is not at least 1",
+            "max_tokens: 0 is not at least 1, which only prompt_logprobs can do without",
         ),
         (
             v1::GenerateRequest {
@@ -427,7 +427,7 @@ async fn a_chat_without_a_template_is_a_failed_precondition() {
     for (template, message) in [
         (
             None,
-            "chat: the model fixture has no chat template; send text or token_ids",
+            "chat: the model fixture has no chat template; send a text or token ids",
         ),
         (
             Some("{% if %}"),
@@ -465,7 +465,8 @@ async fn a_prompt_that_takes_longer_than_the_deadline_is_given_up() {
         script: Box::new(says(vec![finished(FinishReason::Length)])),
         submitted: Mutex::default(),
     });
-    let service = InferenceService::new(Arc::clone(&engine), Arc::new(model()));
+    let frontend = Frontend::new(Arc::clone(&engine), Arc::new(model()));
+    let service = InferenceService::new(Arc::new(frontend));
     let mut request = Request::new(chat_request(&[("endless", "hi")]));
     request.set_timeout(Duration::from_millis(20));
     let Err(status) = service.generate(request).await else {
