@@ -238,10 +238,8 @@ impl Coordinator {
             }
         });
         parts.spawn({
-            let serve = client_router.serve_with_incoming_shutdown(
-                Connections::from(clients),
-                until(stopped.clone()),
-            );
+            let serve = client_router
+                .serve_with_incoming_shutdown(Connections::from(clients), until(stopped.clone()));
             async move {
                 serve.await.map_err(|source| CoordinatorError::Serve {
                     listener: "client",

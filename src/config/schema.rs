@@ -111,6 +111,7 @@ pub static KEYS: &[Key] = &[
     key(Coordinator, "split", Kind::Split, None, "Relative shares of the ranks, such as 3:1 [unset: the planner's own]"),
     key(Coordinator, "max_waiting", Kind::Integer { min: 1, max: 1 << 20 }, Some("256"), "Requests that may wait before further ones are refused"),
     key(Coordinator, "collective", Kind::Choice(&["auto", "nccl", "grpc"]), Some("auto"), "How ranks exchange partial sums; `auto` takes NCCL if every rank has the same"),
+    key(Coordinator, "strict", Kind::Bool, Some("false"), "Refuse HTTP requests with fields that nobody knows, instead of ignoring those"),
     key(Coordinator, "step_timeout", Kind::Duration, Some("60s"), "A step that takes longer ends the group, which then forms again"),
     key(Coordinator, "stop_timeout", Kind::Duration, Some("30s"), "Time to stop cleanly after SIGTERM or SIGINT"),
     key(Worker, "coordinator", Kind::HostPort, Some("127.0.0.1:7701"), "The coordinator's cluster address"),

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, Settings};
+use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, HttpSettings, Settings};
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use secondwind_proto::v1::{self, inference_client::InferenceClient};
 use secondwind_worker::{Device, LocalHub, WorkerConfig};
@@ -80,6 +80,7 @@ impl Cluster {
             max_waiting: setup.max_waiting,
             collective: setup.collective,
             step_deadline: PATIENCE,
+            http: HttpSettings::default(),
             exit_without_plan: false,
         };
         let coordinator = Coordinator::prepare(config).unwrap();

@@ -100,7 +100,9 @@ async fn wrong_method(method: Method, request: Request) -> ApiError {
 }
 
 /// HTTP/2 has this limit in its frames already.
-async fn limit_headers<B>(request: axum::http::Request<B>) -> Result<axum::http::Request<B>, ApiError> {
+async fn limit_headers<B>(
+    request: axum::http::Request<B>,
+) -> Result<axum::http::Request<B>, ApiError> {
     let limit_bytes = MAX_HEADER_LIST_BYTES as usize;
     let bytes: usize = request
         .headers()

@@ -45,7 +45,8 @@ impl<E: Engine> Inference for InferenceService<E> {
             })
             .await?;
         let responses = paced(self.frontend.submit(checked)?, PATIENCE);
-        let responses = responses.map(|response| response.and_then(|inner| inner).map_err(Status::from));
+        let responses =
+            responses.map(|response| response.and_then(|inner| inner).map_err(Status::from));
         Ok(Response::new(Box::pin(responses)))
     }
 

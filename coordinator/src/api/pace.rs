@@ -115,7 +115,7 @@ mod tests {
     async fn a_reader_who_goes_away_drops_the_source() {
         let held = Arc::new(());
         let token = Arc::clone(&held);
-        let source = tokio_stream::StreamExt::map(tokio_stream::pending::<()>(), move |()| {
+        let source = tokio_stream::pending::<()>().map(move |()| {
             let _ = &token;
         });
         drop(paced(source, PATIENCE));

@@ -10,8 +10,8 @@ use crate::text::template::ChatInput;
 
 /// Template variables that a client may not set, and what to do instead.
 const RESERVED_VARIABLES: [(&str, &str); 3] = [
-    ("messages", "use chat.messages"),
-    ("tools", "use chat.tools_json"),
+    ("messages", "use the messages of the chat"),
+    ("tools", "use the tools of the chat"),
     (
         "continue_final_message",
         "send the rendered text as text instead",

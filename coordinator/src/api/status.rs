@@ -83,7 +83,9 @@ impl ApiError {
         match self {
             Self::Submit(SubmitError::QueueFull { .. }) => Some(Duration::from_secs(1)),
             Self::Submit(
-                SubmitError::NoGroup { .. } | SubmitError::Draining | SubmitError::WorkerLost { .. },
+                SubmitError::NoGroup { .. }
+                | SubmitError::Draining
+                | SubmitError::WorkerLost { .. },
             ) => Some(Duration::from_secs(5)),
             _ => None,
         }

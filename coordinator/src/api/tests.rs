@@ -3,10 +3,12 @@
 mod bad_requests;
 mod failures;
 mod generate;
+mod http;
 mod requests;
 mod service;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use secondwind_model::config::GenerationDefaults;
@@ -20,7 +22,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{
-    Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle, health, router,
+    Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle, health,
+    router,
 };
 use crate::request::{
     Engine, EventStream, FinishReason, NewSequence, SequenceEvent, SequenceTimings, SubmitError,
@@ -38,6 +41,7 @@ type Script = Box<dyn Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send 
 struct ScriptedEngine {
     script: Script,
     submitted: Mutex<Vec<NewSequence>>,
+    no_group: AtomicBool,
 }
 
 impl Engine for ScriptedEngine {
@@ -49,10 +53,11 @@ impl Engine for ScriptedEngine {
     }
 
     fn group(&self) -> Option<v1::Group> {
-        Some(v1::Group {
+        let group = v1::Group {
             epoch: 7,
             ..v1::Group::default()
-        })
+        };
+        (!self.no_group.load(Ordering::Relaxed)).then_some(group)
     }
 }
 
@@ -97,6 +102,7 @@ async fn serve_with(
     let engine = Arc::new(ScriptedEngine {
         script: Box::new(script),
         submitted: Mutex::default(),
+        no_group: AtomicBool::new(false),
     });
     let (serving, health) = health().await;
     let frontend = Arc::new(Frontend::new(Arc::clone(&engine), Arc::new(model)));

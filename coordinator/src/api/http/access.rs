@@ -26,7 +26,9 @@ pub(super) struct RequestId(String);
 impl RequestId {
     /// The client's own, if it is one; else drawn.
     fn of(headers: &HeaderMap) -> Self {
-        let own = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        let own = headers
+            .get(REQUEST_ID)
+            .and_then(|value| value.to_str().ok());
         let legal = |id: &&str| {
             (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
         };

@@ -60,7 +60,12 @@ impl Ask {
                     source,
                 })?;
             let echo = self.echo.then(|| {
-                let decode = || model.text.tokenizer().decode(&checked.sequence.prompt, false);
+                let decode = || {
+                    model
+                        .text
+                        .tokenizer()
+                        .decode(&checked.sequence.prompt, false)
+                };
                 text.unwrap_or_else(decode)
             });
             for choice in 0..self.choices {

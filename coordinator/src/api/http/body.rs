@@ -62,7 +62,9 @@ fn check_headers(headers: &HeaderMap) -> Result<(), HttpError> {
         return Err(HttpError::MediaType { found });
     }
     match text(CONTENT_ENCODING) {
-        Some(found) if !found.eq_ignore_ascii_case("identity") => Err(HttpError::Encoding { found }),
+        Some(found) if !found.eq_ignore_ascii_case("identity") => {
+            Err(HttpError::Encoding { found })
+        }
         _ => Ok(()),
     }
 }

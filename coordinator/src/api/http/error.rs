@@ -149,9 +149,10 @@ fn param_and_code(error: &ApiError) -> (Option<String>, Option<&'static str>) {
             (Some(field.clone()), Some(code))
         }
         ApiError::ModelNotFound { .. } => (Some("model".to_owned()), Some("model_not_found")),
-        ApiError::Submit(SubmitError::KvCacheTooSmall { .. }) => {
-            (Some("max_tokens".to_owned()), Some("context_length_exceeded"))
-        }
+        ApiError::Submit(SubmitError::KvCacheTooSmall { .. }) => (
+            Some("max_tokens".to_owned()),
+            Some("context_length_exceeded"),
+        ),
         ApiError::Submit(SubmitError::QueueFull { .. }) => (None, Some("queue_full")),
         ApiError::Submit(SubmitError::NoGroup { .. }) => (None, Some("not_ready")),
         _ => (None, None),

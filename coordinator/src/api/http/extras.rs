@@ -72,7 +72,11 @@ pub(super) const REQUEST: Extras = Extras {
 
 /// Of a message.
 pub(super) const MESSAGE: Extras = Extras {
-    unsupported: &[("audio", &[]), ("function_call", &[]), ("prefix", &["false"])],
+    unsupported: &[
+        ("audio", &[]),
+        ("function_call", &[]),
+        ("prefix", &["false"]),
+    ],
     // No template of the models that are served writes the names.
     hints: &["name", "tool_call_id", "refusal", "annotations", "id"],
 };

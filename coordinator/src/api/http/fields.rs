@@ -54,7 +54,7 @@ impl Fields {
 
     /// Whatever is there; null is nothing.
     pub(super) fn any(&mut self, field: &str) -> Option<Json> {
-        self.map.remove(field).filter(|json| !json.is_null())
+        self.map.shift_remove(field).filter(|json| !json.is_null())
     }
 
     pub(super) fn boolean(&mut self, field: &str) -> Result<Option<bool>, ApiError> {
@@ -67,7 +67,9 @@ impl Fields {
 
     /// A number; what is too large for f32 is infinite, and refused by whoever knows its range.
     pub(super) fn number(&mut self, field: &str) -> Result<Option<f32>, ApiError> {
-        self.typed(field, "a number", |json| json.as_f64().map(|value| value as f32))
+        self.typed(field, "a number", |json| {
+            json.as_f64().map(|value| value as f32)
+        })
     }
 
     pub(super) fn integer(

@@ -12,7 +12,9 @@ use super::access::RequestId;
 use super::ask::Ask;
 use super::fields::Fields;
 use super::render::{Head, Writer};
-use super::{Api, Server, body, chat as chats, completions as texts, error, stream, unix_seconds, whole};
+use super::{
+    Api, Server, body, chat as chats, completions as texts, error, stream, unix_seconds, whole,
+};
 use crate::request::Engine;
 
 pub(super) async fn chat<E: Engine>(

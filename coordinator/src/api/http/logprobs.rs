@@ -7,9 +7,7 @@ use crate::text::tokenizer::Tokenizer;
 
 /// Chat's: a list of tokens, each with its bytes and the most likely ones in its place.
 pub(super) fn chat(response: &v1::GenerateResponse, tokenizer: &Tokenizer) -> Json {
-    let token = |id: u32, logprob: f32| {
-        json!({"token": tokenizer.token_text(id), "logprob": logprob, "bytes": tokenizer.decode_token(id)})
-    };
+    let token = |id: u32, logprob: f32| json!({"token": tokenizer.token_text(id), "logprob": logprob, "bytes": tokenizer.decode_token(id)});
     let entries = response.token_ids.iter().zip(&response.logprobs);
     let content: Vec<Json> = entries
         .map(|(&id, output)| {
@@ -100,7 +98,9 @@ fn top(candidates: &[v1::CandidateLogprob], own: (&str, f32)) -> Option<Map<Stri
         return None;
     }
     let mut map = Map::new();
-    let candidates = candidates.iter().map(|top| (top.text.as_str(), top.logprob));
+    let candidates = candidates
+        .iter()
+        .map(|top| (top.text.as_str(), top.logprob));
     for (text, logprob) in candidates.chain([own]) {
         map.entry(text).or_insert_with(|| logprob.into());
     }

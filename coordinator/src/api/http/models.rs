@@ -50,7 +50,10 @@ pub(super) async fn health() -> Response {
 /// A group serves.
 pub(super) async fn ready<E: Engine>(State(server): Api<E>) -> Result<Response, ApiError> {
     match server.frontend.group() {
-        Some(_) => Ok(error::json_response(StatusCode::OK, &json!({"status": "ready"}))),
+        Some(_) => Ok(error::json_response(
+            StatusCode::OK,
+            &json!({"status": "ready"}),
+        )),
         None => Err(ApiError::Submit(SubmitError::NoGroup {
             detail: "workers are missing or still loading".to_owned(),
         })),

@@ -116,7 +116,12 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(kind: Kind, index: usize, choice: &Choice, tokenizer: Arc<Tokenizer>) -> Self {
+    pub(super) fn new(
+        kind: Kind,
+        index: usize,
+        choice: &Choice,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Self {
         Self {
             kind,
             index,

@@ -51,7 +51,11 @@ pub(super) fn answer(
         let opening = events.writers[index].opening();
         events.say(opening);
     }
-    ([NO_BUFFERING], Sse::new(events).keep_alive(KeepAlive::new())).into_response()
+    (
+        [NO_BUFFERING],
+        Sse::new(events).keep_alive(KeepAlive::new()),
+    )
+        .into_response()
 }
 
 type Item = (usize, Result<v1::GenerateResponse, ApiError>);

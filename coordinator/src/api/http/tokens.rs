@@ -29,7 +29,9 @@ pub(super) async fn tokenize<E: Engine>(
     let strict = server.settings.strict;
     let answer = server
         .frontend
-        .blocking(None, move |model| tokens(Fields::parse(&body)?, strict, model))
+        .blocking(None, move |model| {
+            tokens(Fields::parse(&body)?, strict, model)
+        })
         .await?;
     Ok(error::json_response(StatusCode::OK, &answer))
 }
@@ -80,7 +82,9 @@ pub(super) async fn detokenize<E: Engine>(
     let strict = server.settings.strict;
     let answer = server
         .frontend
-        .blocking(None, move |model| text(Fields::parse(&body)?, strict, model))
+        .blocking(None, move |model| {
+            text(Fields::parse(&body)?, strict, model)
+        })
         .await?;
     Ok(error::json_response(StatusCode::OK, &answer))
 }
