@@ -1,7 +1,7 @@
 //! [`Step`] and [`StepResult`] on the wire.
 
 use secondwind_model::step::{
-    LogitRules, RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
+    LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
 };
 
 use crate::{WireError, index, v1};
@@ -172,12 +172,25 @@ pub fn step_result_to_wire(epoch: u64, result: StepResult) -> v1::StepResult {
                         .map(|(token, logprob)| v1::TopLogprob { token, logprob })
                         .collect(),
                 }),
-                prompt_logprobs: row.prompt_logprobs,
+                prompt_logprobs: row
+                    .prompt_logprobs
+                    .into_iter()
+                    .map(prompt_logprob_to_wire)
+                    .collect(),
             })
             .collect(),
         gathered_rows: result.gathered_rows,
         compute_us: 0,
         collective_us: 0,
+    }
+}
+
+fn prompt_logprob_to_wire(from: PromptLogprob) -> v1::PromptLogprob {
+    let (top_ids, top_logprobs) = from.top.into_iter().unzip();
+    v1::PromptLogprob {
+        logprob: from.logprob,
+        top_ids,
+        top_logprobs,
     }
 }
 
@@ -203,7 +216,14 @@ pub fn step_result_from_wire(from: v1::StepResult) -> Result<StepResult, WireErr
                             .map(|top| (top.token, top.logprob))
                             .collect(),
                     }),
-                    prompt_logprobs: row.prompt_logprobs,
+                    prompt_logprobs: row
+                        .prompt_logprobs
+                        .into_iter()
+                        .map(|from| PromptLogprob {
+                            logprob: from.logprob,
+                            top: from.top_ids.into_iter().zip(from.top_logprobs).collect(),
+                        })
+                        .collect(),
                 })
             })
             .collect::<Result<_, WireError>>()?,

@@ -115,6 +115,19 @@ fn a_demo_that_stays_up_serves_http_and_grpc_at_one_address() {
         (3, &json!(0))
     );
 
+    let ask = json!({"prompt": [5, 6, 7], "max_tokens": 1, "echo": true, "logprobs": 1, "temperature": 0});
+    let (status, answer) = post(endpoint, "/v1/completions", &ask);
+    assert_eq!(status, 200, "{answer}");
+    let logprobs = &answer["choices"][0]["logprobs"];
+    for at in 1..4 {
+        let own = logprobs["token_logprobs"][at].as_f64().unwrap();
+        let top = logprobs["top_logprobs"][at].as_object().unwrap();
+        let best = top.values().map(|value| value.as_f64().unwrap());
+        // The token that was generated is the likeliest.
+        let best = best.fold(f64::NEG_INFINITY, f64::max);
+        assert!(if at == 3 { best == own } else { best >= own }, "{answer}");
+    }
+
     // A connection that is kept open and a client that stalls do not keep it from stopping.
     let _idle = TcpStream::connect(endpoint.strip_prefix("http://").unwrap()).unwrap();
     assert_eq!(demo.end("-TERM"), Some(0));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
-use secondwind_model::step::{LogitRules, Sampling};
+use secondwind_model::step::{LogitRules, MAX_TOP_LOGPROBS, Sampling};
 use secondwind_proto::v1;
 
 use super::defaults::{MAX_TEMPERATURE, is_min_p, is_temperature, is_top_p, is_typical_p};
@@ -16,7 +16,7 @@ use crate::text::template::TemplateError;
 use crate::text::tokenizer::{Tokenizer, TokenizerError};
 
 /// Most likely tokens that may be reported beside each token.
-const MAX_LOGPROBS: u32 = 20;
+const MAX_LOGPROBS: u32 = MAX_TOP_LOGPROBS as u32;
 /// Stop strings in a request.
 const MAX_STOPS: usize = 16;
 /// Length of a stop string.

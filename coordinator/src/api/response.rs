@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use secondwind_model::step::TokenLogprobs;
+use secondwind_model::step::{PromptLogprob, TokenLogprobs};
 use secondwind_proto::v1;
 use tokio::time::Sleep;
 use tokio_stream::Stream;
@@ -28,6 +28,8 @@ pub(super) struct Responses {
     decoder: StreamDecoder,
     stop_token_ids: Vec<u32>,
     with_logprobs: bool,
+    /// Most likely tokens to report.
+    top_logprobs: usize,
     /// What the first response says of the prompt, until it is sent.
     prompt: Option<v1::PromptInfo>,
     awaits_prompt_logprobs: bool,
@@ -61,9 +63,11 @@ impl Responses {
             tokenizer,
             stop_token_ids: sequence.stop_token_ids.clone(),
             with_logprobs: sequence.sampling.logprobs.is_some(),
+            top_logprobs: sequence.sampling.logprobs.unwrap_or(0) as usize,
             prompt: tell_prompt.then(|| v1::PromptInfo {
                 token_ids: prompt_token_ids,
                 logprobs: Vec::new(),
+                top: Vec::new(),
             }),
             awaits_prompt_logprobs: sequence.prompt_logprobs,
             prompt_tokens,
@@ -87,7 +91,11 @@ impl Responses {
             SequenceEvent::PromptLogprobs(logprobs) => {
                 self.awaits_prompt_logprobs = false;
                 if let Some(mut prompt) = self.prompt.take() {
-                    prompt.logprobs = logprobs;
+                    if self.top_logprobs > 0 {
+                        let top = logprobs.iter().map(|of| likely(of, self.top_logprobs));
+                        prompt.top = top.collect();
+                    }
+                    prompt.logprobs = logprobs.into_iter().map(|of| of.logprob).collect();
                     response.prompt = Some(prompt);
                 }
             }
@@ -218,6 +226,14 @@ impl Stream for Responses {
             return Poll::Ready(Some(Ok(response)));
         }
         Poll::Ready(this.error.take().map(Err))
+    }
+}
+
+fn likely(of: &PromptLogprob, count: usize) -> v1::LikelyTokens {
+    let (token_ids, logprobs) = of.top.iter().copied().take(count).unzip();
+    v1::LikelyTokens {
+        token_ids,
+        logprobs,
     }
 }
 

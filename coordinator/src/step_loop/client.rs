@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use secondwind_model::step::PromptLogprob;
 use secondwind_proto::v1;
 use tokio::sync::{
     mpsc::{self, UnboundedSender},
@@ -33,7 +34,7 @@ pub(super) struct Client {
     pub started: Option<Instant>,
     pub first_token: Option<Instant>,
     pub prompt_tokens: usize,
-    pub prompt_logprobs: Vec<f32>,
+    pub prompt_logprobs: Vec<PromptLogprob>,
     pub strikes: u32,
 }
 

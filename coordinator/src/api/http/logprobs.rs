@@ -46,8 +46,16 @@ impl Columns {
     ) {
         // Nothing comes before the first token that it could follow from.
         let logprobs = [None].into_iter().chain(prompt.logprobs.iter().map(Some));
-        for (&id, logprob) in prompt.token_ids.iter().zip(logprobs) {
-            self.add(tokenizer.token_text(id), logprob.copied(), None, offset);
+        let tops = [None].into_iter().chain(prompt.top.iter().map(Some));
+        let tops = tops.chain(std::iter::repeat(None));
+        for ((&id, logprob), likely) in prompt.token_ids.iter().zip(logprobs).zip(tops) {
+            let text = tokenizer.token_text(id);
+            let top = logprob.zip(likely).and_then(|(&logprob, likely)| {
+                let ids = likely.token_ids.iter().zip(&likely.logprobs);
+                let rivals = ids.map(|(&id, &logprob)| (tokenizer.token_text(id), logprob));
+                top(rivals, (&text, logprob))
+            });
+            self.add(text, logprob.copied(), top, offset);
         }
     }
 
@@ -60,7 +68,8 @@ impl Columns {
     ) {
         for (&id, output) in response.token_ids.iter().zip(&response.logprobs) {
             let text = tokenizer.token_text(id);
-            let top = top(&output.top, (&text, output.logprob));
+            let rivals = output.top.iter().map(|top| (top.text.clone(), top.logprob));
+            let top = top(rivals, (&text, output.logprob));
             self.add(text, Some(output.logprob), top, offset);
         }
     }
@@ -93,16 +102,17 @@ impl Columns {
 
 /// Text and log-probability of the most likely tokens, and of the one that stands there if it is none of
 /// them. Two tokens may have one text: the likelier counts.
-fn top(candidates: &[v1::CandidateLogprob], own: (&str, f32)) -> Option<Map<String, Json>> {
-    if candidates.is_empty() {
-        return None;
-    }
+fn top(
+    rivals: impl Iterator<Item = (String, f32)>,
+    (own, logprob): (&str, f32),
+) -> Option<Map<String, Json>> {
     let mut map = Map::new();
-    let candidates = candidates
-        .iter()
-        .map(|top| (top.text.as_str(), top.logprob));
-    for (text, logprob) in candidates.chain([own]) {
+    for (text, logprob) in rivals {
         map.entry(text).or_insert_with(|| logprob.into());
     }
+    if map.is_empty() {
+        return None;
+    }
+    map.entry(own).or_insert_with(|| logprob.into());
     Some(map)
 }

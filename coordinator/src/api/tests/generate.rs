@@ -257,7 +257,7 @@ async fn the_deadline_ends_a_stream() {
 async fn logprobs_of_prompt_and_output_are_passed_on() {
     let events = vec![
         SequenceEvent::Started,
-        SequenceEvent::PromptLogprobs(vec![-0.5, -1.5]),
+        SequenceEvent::PromptLogprobs(vec![(-0.5).into(), (-1.5).into()]),
         SequenceEvent::Token(TokenLogprobs {
             token: 259,
             logprob: Some(-0.25),

@@ -172,7 +172,7 @@ impl Worker {
         }
         let first = row.position + 1;
         let prompt_logprobs = (first..first + row.prompt_targets.len())
-            .map(|at| -(at as f32))
+            .map(|at| (-(at as f32)).into())
             .collect::<Vec<_>>();
         (token.is_some() || !prompt_logprobs.is_empty()).then(|| RowResult {
             row: index,

@@ -1,3 +1,4 @@
+use secondwind_model::step::PromptLogprob;
 use serde_json::{Value as Json, json};
 
 use super::{answer, finished, likely, post, says, serve, token};
@@ -92,7 +93,7 @@ async fn a_stop_string_is_no_part_of_the_text() {
 async fn a_prompt_is_scored_without_an_answer() {
     let script = vec![
         SequenceEvent::Started,
-        SequenceEvent::PromptLogprobs(vec![-0.5, -1.5]),
+        SequenceEvent::PromptLogprobs(vec![(-0.5).into(), (-1.5).into()]),
         finished(FinishReason::Length),
     ];
     let served = serve(says(script)).await;
@@ -118,7 +119,10 @@ async fn a_prompt_is_scored_without_an_answer() {
 #[tokio::test]
 async fn log_probabilities_of_prompt_and_answer_stand_in_columns() {
     let script = vec![
-        SequenceEvent::PromptLogprobs(vec![-0.5]),
+        SequenceEvent::PromptLogprobs(vec![PromptLogprob {
+            logprob: -0.5,
+            top: vec![(99, -0.25), (98, -0.5)],
+        }]),
         // A rival with another text, and a token that is not the likeliest.
         likely(257, -2.0, &[(97, -0.25)]),
         token_like_end(),
@@ -128,13 +132,14 @@ async fn log_probabilities_of_prompt_and_answer_stand_in_columns() {
     let ask = json!({"prompt": [97, 98], "echo": true, "logprobs": 1, "stream": true});
     let reply = post(&served, "/v1/completions", &ask).await;
     let mut text = String::new();
-    let mut columns = [Vec::new(), Vec::new(), Vec::new()];
+    let mut columns = vec![Vec::new(); 4];
     for event in reply.events() {
         let choice = &event["choices"][0];
         text += choice["text"].as_str().unwrap();
-        for (column, name) in columns
-            .iter_mut()
-            .zip(["tokens", "token_logprobs", "text_offset"])
+        for (column, name) in
+            columns
+                .iter_mut()
+                .zip(["tokens", "token_logprobs", "text_offset", "top_logprobs"])
         {
             column.extend(choice["logprobs"][name].as_array().unwrap().clone());
         }
@@ -149,6 +154,10 @@ async fn log_probabilities_of_prompt_and_answer_stand_in_columns() {
         json!([null, -0.5, -2.0, -0.125])
     );
     assert_eq!(Json::from(columns[2].clone()), json!([0, 1, 2, 4]));
+    assert_eq!(
+        Json::from(columns[3].clone()),
+        json!([null, {"c": -0.25, "b": -0.5}, {"a": -0.25, "ll": -2.0}, {"<|im_end|>": -0.125}])
+    );
     let whole = post(
         &served,
         "/v1/completions",
