@@ -54,6 +54,7 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
         model: config
             .text("coordinator.model")
             .context("coordinator.model is not set")?,
+        served_name: config.text("coordinator.served_name"),
         world_size: integer("coordinator.world_size")?,
         settings: Settings {
             max_context_tokens: config.integer("coordinator.max_context_tokens"),

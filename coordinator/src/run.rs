@@ -44,6 +44,8 @@ const DEFAULT_CONTEXT_TOKENS: usize = 4096;
 pub struct CoordinatorConfig {
     /// `builtin` or a folder.
     pub model: String,
+    /// What clients call it; `None` is `model`.
+    pub served_name: Option<String>,
     /// Ranks of the group.
     pub world_size: usize,
     /// What the plan is made for.
@@ -154,7 +156,8 @@ impl Coordinator {
                 MAX_PEER_BYTES >> 20
             )));
         }
-        let served = served_model(&config.model, &checkpoint, settings.max_context_tokens)?;
+        let name = config.served_name.as_ref().unwrap_or(&config.model);
+        let served = served_model(name, &checkpoint, settings.max_context_tokens)?;
         Ok(Self {
             config,
             shape,

@@ -194,10 +194,25 @@ fn prompt_logprob_to_wire(from: PromptLogprob) -> v1::PromptLogprob {
     }
 }
 
+fn prompt_logprob_from_wire(from: v1::PromptLogprob) -> Result<PromptLogprob, WireError> {
+    let (ids, logprobs) = (from.top_ids.len(), from.top_logprobs.len());
+    if ids != logprobs {
+        return Err(WireError::Invalid {
+            message: "PromptLogprob",
+            field: "top_logprobs",
+            value: format!("{logprobs} entries for {ids} tokens"),
+        });
+    }
+    Ok(PromptLogprob {
+        logprob: from.logprob,
+        top: from.top_ids.into_iter().zip(from.top_logprobs).collect(),
+    })
+}
+
 /// A finished step as the scheduler commits it.
 ///
 /// # Errors
-/// Names a row index that no machine can hold.
+/// Names a row index that no machine can hold, or lists that should be as long as each other.
 pub fn step_result_from_wire(from: v1::StepResult) -> Result<StepResult, WireError> {
     Ok(StepResult {
         number: from.number,
@@ -219,11 +234,8 @@ pub fn step_result_from_wire(from: v1::StepResult) -> Result<StepResult, WireErr
                     prompt_logprobs: row
                         .prompt_logprobs
                         .into_iter()
-                        .map(|from| PromptLogprob {
-                            logprob: from.logprob,
-                            top: from.top_ids.into_iter().zip(from.top_logprobs).collect(),
-                        })
-                        .collect(),
+                        .map(prompt_logprob_from_wire)
+                        .collect::<Result<_, _>>()?,
                 })
             })
             .collect::<Result<_, WireError>>()?,

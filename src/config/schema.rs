@@ -97,6 +97,7 @@ use Section::{Coordinator, Log, Worker};
 #[rustfmt::skip]
 pub static KEYS: &[Key] = &[
     key(Coordinator, "model", Kind::Model, None, "Checkpoint folder, or `builtin` for the embedded model"),
+    key(Coordinator, "served_name", Kind::Text, None, "What clients call the model [unset: as `model`]"),
     key(Coordinator, "world_size", Kind::Integer { min: 1, max: 1024 }, None, "Number of workers that form the group"),
     key(Coordinator, "listen", Kind::Listen, Some("127.0.0.1:7700"), "Address for clients"),
     key(Coordinator, "cluster_listen", Kind::Listen, Some("127.0.0.1:7701"), "Address that workers dial"),

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -142,6 +142,8 @@ fn a_coordinator_without_workers_lives_and_is_not_ready() {
         "--world-size",
         "1",
         "--strict",
+        "--served-name",
+        "little",
         "--listen",
         "127.0.0.1:0",
         "--cluster-listen",
@@ -171,7 +173,33 @@ fn a_coordinator_without_workers_lives_and_is_not_ready() {
     assert_eq!(status, 200, "{tokens}");
     let (_, text) = post(client, "/detokenize", &json!({"tokens": tokens["tokens"]}));
     assert_eq!(text["prompt"], "What is 1 + 1?");
-    let begin = Instant::now();
+    let (_, models) = http(client, "GET", "/v1/models", "");
+    assert!(models.contains("\"little\""), "{models}");
+    let (status, error) = post(
+        client,
+        "/tokenize",
+        &json!({"prompt": "a", "model": "builtin"}),
+    );
+    assert_eq!(status, 404, "{error}");
+
+    // The log has a line for each, and no word of what was asked.
+    let mut stderr = coordinator.0.stderr.take().unwrap();
     assert_eq!(coordinator.end("-TERM"), Some(0));
-    assert!(begin.elapsed() < Duration::from_secs(30));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("request_id="))
+        .collect();
+    assert_eq!(lines.len(), 6, "{log}");
+    for word in [
+        "method=POST",
+        "path=\"/v1/completions\"",
+        "status=503",
+        " ms=",
+        "end=\"complete\"",
+    ] {
+        assert!(lines[0].contains(word), "{word}: {}", lines[0]);
+    }
+    assert!(!log.contains("What is"), "{log}");
 }

@@ -66,6 +66,7 @@ impl Cluster {
         let (stop, stopped) = watch::channel(false);
         let config = CoordinatorConfig {
             model: setup.model.clone(),
+            served_name: None,
             world_size: setup.world,
             settings: Settings {
                 max_context_tokens: setup.max_context_tokens,
