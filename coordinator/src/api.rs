@@ -1,5 +1,5 @@
 //! What clients call, over gRPC and HTTP: requests are checked here, sequences stream out, errors become
-//! statuses. [`frontend`] is what both share; [`http`] and [`inference`] only translate.
+//! statuses. `frontend.rs` is what both share; `http.rs` and `inference.rs` only translate.
 
 mod connection;
 mod defaults;

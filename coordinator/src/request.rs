@@ -24,10 +24,12 @@ pub struct NewSequence {
     pub deadline: Option<Instant>,
 }
 
-/// What happens to a sequence, in this order: `Started` once; `PromptLogprobs` once, when asked for; one
+/// What happens to a sequence, in this order: `Queued` once; `Started` once; `PromptLogprobs` once, when asked for; one
 /// `Token` for each token, the stop token included; then `Finished`. `Failed` may end it at any point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
+    /// It was taken, and will run. Before that `Failed` may say that it was refused.
+    Queued,
     /// Its first step was sent.
     Started,
     /// Of the prompt tokens from the second on.

@@ -1,4 +1,5 @@
-//! Connections of clients as they come in, each cut off when its other end stops reading.
+//! Connections of clients as they come in, each cut off when its other end says nothing at first, or stops
+//! reading later.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -13,6 +14,13 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// How long bytes may wait for a client to take them.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a client may take to show which HTTP it speaks. From there on the HTTP server has time limits of
+/// its own.
+const GREETING: Duration = Duration::from_secs(30);
+
+/// What every HTTP/2 connection begins with (RFC 9113, section 3.4), and no request of HTTP/1.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long nothing is accepted after that failed: the usual cause, no free file descriptors, does not go
 /// away by asking again at once.
@@ -50,7 +58,7 @@ impl Stream for Connections {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY");
                     }
-                    return Poll::Ready(Some(Ok(Connection::new(stream, PATIENCE))));
+                    return Poll::Ready(Some(Ok(Connection::new(stream, PATIENCE, GREETING))));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a client's connection");
@@ -61,19 +69,41 @@ impl Stream for Connections {
     }
 }
 
-/// A client's connection. A write that makes no way for too long fails.
+/// A client's connection. Reads fail if it does not begin, and a write that makes no way for too long.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
+    greeting: Option<Greeting>,
     patience: Duration,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
+/// The beginning of a connection, while it may still become either HTTP.
+#[derive(Debug)]
+struct Greeting {
+    /// Bytes that came, all of them [`PREFACE`]'s.
+    bytes: usize,
+    patience: Pin<Box<Sleep>>,
+}
+
+impl Greeting {
+    /// Whether it is over with these bytes.
+    fn is_over(&mut self, bytes: &[u8]) -> bool {
+        let rest = &PREFACE[self.bytes..];
+        self.bytes += bytes.len();
+        bytes.len() >= rest.len() || !rest.starts_with(bytes)
+    }
+}
+
 impl Connection {
-    fn new(stream: TcpStream, patience: Duration) -> Self {
+    fn new(stream: TcpStream, patience: Duration, greeting: Duration) -> Self {
         Self {
             stream,
+            greeting: Some(Greeting {
+                bytes: 0,
+                patience: Box::pin(sleep(greeting)),
+            }),
             patience,
             stalled: None,
         }
@@ -100,7 +130,21 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let Some(greeting) = &mut this.greeting else {
+            return read;
+        };
+        if read.is_pending() {
+            ready!(greeting.patience.as_mut().poll(cx));
+            let what = "the client says nothing";
+            return Poll::Ready(Err(Error::new(ErrorKind::TimedOut, what)));
+        }
+        if greeting.is_over(&buffer.filled()[before..]) {
+            this.greeting = None;
+        }
+        read
     }
 }
 
@@ -165,6 +209,36 @@ mod tests {
         let error = connection.write_all(&vec![0; 64 << 20]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         drop(client);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_begin_is_cut_off() {
+        use tokio::io::AsyncReadExt;
+
+        for (said, begins) in [
+            ("", false),
+            ("PRI * HT", false),
+            ("POST", true),
+            ("PRI /", true),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap())
+                .await
+                .unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = Connection::new(stream, PATIENCE, Duration::from_millis(50));
+            client.write_all(said.as_bytes()).await.unwrap();
+            let mut heard = vec![0; said.len()];
+            connection.read_exact(&mut heard).await.unwrap();
+            let rest = tokio::time::timeout(Duration::from_millis(200), connection.read_u8());
+            match rest.await {
+                Ok(cut_off) => {
+                    assert_eq!(cut_off.unwrap_err().kind(), ErrorKind::TimedOut);
+                    assert!(!begins, "{said:?}");
+                }
+                Err(_) => assert!(begins, "{said:?}"),
+            }
+        }
     }
 
     #[tokio::test]

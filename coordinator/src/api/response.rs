@@ -23,6 +23,8 @@ const MAX_RESPONSE_TOKENS: usize = 128;
 pub(super) struct Responses {
     /// None once nothing more is awaited.
     events: Option<EventStream>,
+    /// The first event, if it was awaited before it was wanted.
+    first: Option<SequenceEvent>,
     deadline: Option<Pin<Box<Sleep>>>,
     tokenizer: Arc<Tokenizer>,
     decoder: StreamDecoder,
@@ -55,6 +57,7 @@ impl Responses {
         let tell_prompt = sequence.prompt_logprobs || !request.prompt_was_ids;
         Self {
             events: Some(events),
+            first: None,
             deadline: sequence
                 .deadline
                 .map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into()))),
@@ -78,6 +81,23 @@ impl Responses {
         }
     }
 
+    /// Returns once the step loop has taken the sequence.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub(super) async fn queued(&mut self) -> Result<(), ApiError> {
+        if let Some(events) = &mut self.events {
+            match events.recv().await {
+                Some(SequenceEvent::Failed(error)) => {
+                    self.events = None;
+                    return Err(error.into());
+                }
+                first => self.first = first,
+            }
+        }
+        Ok(())
+    }
+
     /// Ends the call; the sequence is cancelled if it still runs.
     fn fail(&mut self, error: SubmitError) {
         self.events = None;
@@ -87,6 +107,7 @@ impl Responses {
     /// Takes one event into `response`.
     fn take(&mut self, event: SequenceEvent, response: &mut v1::GenerateResponse) {
         match event {
+            SequenceEvent::Queued => {}
             SequenceEvent::Started => self.clock.started = Some(Instant::now()),
             SequenceEvent::PromptLogprobs(logprobs) => {
                 self.awaits_prompt_logprobs = false;
@@ -205,6 +226,9 @@ impl Stream for Responses {
         }
         if this.events.is_some() && this.deadline_passed(cx) {
             this.fail(SubmitError::DeadlineExceeded);
+        }
+        if let Some(first) = this.first.take() {
+            this.take(first, &mut response);
         }
         while response.token_ids.len() < MAX_RESPONSE_TOKENS {
             let Some(events) = &mut this.events else {

@@ -209,7 +209,7 @@ async fn drain(stream: &mut EventStream) -> (Vec<u32>, SequenceEvent) {
             .expect("no end");
         match event {
             SequenceEvent::Token(token) => tokens.push(token.token),
-            SequenceEvent::Started | SequenceEvent::PromptLogprobs(_) => {}
+            SequenceEvent::Queued | SequenceEvent::Started | SequenceEvent::PromptLogprobs(_) => {}
             end => return (tokens, end),
         }
     }
@@ -258,6 +258,7 @@ async fn a_lost_rank_ends_the_epoch_and_the_next_goes_on() {
         _ => Box::new(Hangs),
     });
     let mut stream = harness.submit(10, 6).await;
+    assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
     assert_eq!(stream.recv().await, Some(SequenceEvent::Started));
     let reason = "rank 1 is gone".to_owned();
     events.send(RankEvent::Lost { rank: 1, reason }).unwrap();

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
@@ -22,6 +22,11 @@ const DROPPED_BYTES: usize = 64 << 20;
 /// The body of a JSON request.
 pub(super) async fn read(request: Request) -> Result<Bytes, HttpError> {
     check_headers(request.headers())?;
+    let limit_bytes = MAX_REQUEST_BYTES;
+    if request.headers().contains_key(EXPECT) && declared_bytes(&request) > limit_bytes as u64 {
+        // The client waits for a word before it sends.
+        return Err(HttpError::TooLarge { limit_bytes });
+    }
     let seconds = PATIENCE.as_secs();
     timeout(PATIENCE, collect(request.into_body()))
         .await
@@ -49,6 +54,10 @@ async fn collect(body: Body) -> Result<Bytes, HttpError> {
         return Err(HttpError::TooLarge { limit_bytes });
     }
     Ok(all.into())
+}
+
+fn declared_bytes(request: &Request) -> u64 {
+    request.body().size_hint().lower()
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(), HttpError> {

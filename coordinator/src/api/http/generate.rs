@@ -53,7 +53,7 @@ async fn generate<E: Engine>(
     let model = server.frontend.model();
     let head = Head::new(kind, id.as_str(), unix_seconds(), model);
     // If one is not taken, those before it are dropped, which cancels them.
-    let choices = choices
+    let mut choices = choices
         .into_iter()
         .enumerate()
         .map(|(index, choice)| {
@@ -62,6 +62,10 @@ async fn generate<E: Engine>(
             Ok((writer, server.frontend.submit(choice.checked)?))
         })
         .collect::<Result<Vec<_>, ApiError>>()?;
+    // The last moment for a status: a full queue is no stream that fails.
+    for (_, responses) in &mut choices {
+        responses.queued().await?;
+    }
     match streaming {
         Some(streaming) => Ok(stream::answer(head, choices, per_prompt, streaming)),
         None => {

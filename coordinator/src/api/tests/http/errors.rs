@@ -553,7 +553,11 @@ async fn failures_of_the_step_loop_become_statuses() {
                 .map(|after| after.to_str().unwrap());
             assert_eq!(after, retry);
         }
-        // Later it is the whole answer's status, and an event of a stream that does not look complete.
+        // So it is when the step loop says it later, as long as nothing came before.
+        let served = serve(says(vec![SequenceEvent::Failed(error.clone())])).await;
+        let reply = post(&served, CHAT, &asking(CHAT, json!({"stream": true}))).await;
+        assert_eq!(reply.status, status, "{}", reply.body);
+        // Then it is the whole answer's status, and an event of a stream that does not look complete.
         let served = serve(says(vec![token(259), SequenceEvent::Failed(error.clone())])).await;
         let reply = post(&served, CHAT, &asking(CHAT, json!({}))).await;
         assert_eq!(reply.status, status, "{}", reply.body);
