@@ -1,7 +1,8 @@
 //! [`Step`] and [`StepResult`] on the wire.
 
 use secondwind_model::step::{
-    LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
+    LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow,
+    TokenLogprobs,
 };
 
 use crate::{WireError, index, v1};

@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use prost::Message;
 use secondwind_model::{
     capabilities::{Capabilities, Recordings},
-    step::{LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs},
+    step::{
+        LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow,
+        TokenLogprobs,
+    },
 };
 use secondwind_proto::{
     WireError, fuzz, step_from_wire, step_result_from_wire, step_result_to_wire, step_to_wire, v1,

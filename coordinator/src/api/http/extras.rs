@@ -14,13 +14,7 @@ pub(super) struct Extras {
 pub(super) const REQUEST: Extras = Extras {
     unsupported: &[
         // Sampling.
-        ("presence_penalty", &["0"]),
-        ("frequency_penalty", &["0"]),
-        ("repetition_penalty", &["1"]),
         ("length_penalty", &["1"]),
-        ("logit_bias", &["{}"]),
-        ("min_tokens", &["0"]),
-        ("typical_p", &["1"]),
         ("best_of", &["1"]),
         ("use_beam_search", &["false"]),
         ("bad_words", &["[]"]),

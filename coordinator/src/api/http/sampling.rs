@@ -1,5 +1,7 @@
 //! The fields that chat and completions share.
 
+use std::collections::HashMap;
+
 use secondwind_proto::v1;
 use serde_json::Value as Json;
 
@@ -27,6 +29,12 @@ pub(super) fn read(fields: &mut Fields) -> Result<v1::GenerateRequest, ApiError>
             .map(|top_k| u32::try_from(top_k).unwrap_or(0)),
         top_p: fields.number("top_p")?,
         min_p: fields.number("min_p")?,
+        typical_p: fields.number("typical_p")?,
+        repetition_penalty: fields.number("repetition_penalty")?,
+        presence_penalty: fields.number("presence_penalty")?,
+        frequency_penalty: fields.number("frequency_penalty")?,
+        logit_bias: logit_bias(fields)?,
+        min_tokens: token_count(fields, "min_tokens")?,
         // Seeds are names: a negative one is as good as any.
         seed: fields
             .integer("seed", i64::MIN..=i64::MAX)?
@@ -67,6 +75,29 @@ pub(super) fn streaming(fields: &mut Fields, strict: bool) -> Result<Option<Stre
         options.finish(&extras::STREAM_OPTIONS, strict)?;
     }
     Ok(stream.then_some(Streaming { include_usage }))
+}
+
+/// An object of numbers by token id.
+fn logit_bias(fields: &mut Fields) -> Result<HashMap<u32, f32>, ApiError> {
+    let name = fields.name("logit_bias");
+    let biases = match fields.any("logit_bias") {
+        None => return Ok(HashMap::new()),
+        Some(Json::Object(biases)) => biases,
+        Some(other) => return Err(wrong_kind(&name, &other, "an object")),
+    };
+    biases
+        .iter()
+        .map(|(token, bias)| {
+            let name = format!("{name}.{token}");
+            let id = token
+                .parse()
+                .map_err(|_| value_error(name.clone(), "is not named by a token id"))?;
+            let bias = bias
+                .as_f64()
+                .ok_or_else(|| wrong_kind(&name, bias, "a number"))?;
+            Ok((id, bias as f32))
+        })
+        .collect()
 }
 
 /// A string or a list of strings.

@@ -61,6 +61,8 @@ async fn sampling_is_handed_on() {
     let (_, submitted) = ask(json!({
         "prompt": "hello", "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "seed": 9,
         "stop": ["x", "<|im_start|>"], "stop_token_ids": [5], "ignore_eos": true, "max_tokens": 4,
+        "typical_p": 0.75, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1,
+        "logit_bias": {"7": -100, "3": 0.5}, "min_tokens": 2,
     }))
     .await;
     let sequence = &submitted[0];
@@ -77,6 +79,16 @@ async fn sampling_is_handed_on() {
     );
     assert_eq!(sequence.stop_token_ids, [5, crate::text::fixture::IM_START]);
     assert_eq!(sequence.max_tokens, 4);
+    assert_eq!(sampling.typical_p, 0.75);
+    let rules = sampling.rules.as_ref().unwrap();
+    let penalties = (
+        rules.repetition_penalty,
+        rules.presence_penalty,
+        rules.frequency_penalty,
+    );
+    assert_eq!(penalties, (1.5, 1.0, -1.0));
+    assert_eq!(rules.logit_bias, [(3, 0.5), (7, -100.0)]);
+    assert_eq!(rules.min_tokens, 2);
 }
 
 #[tokio::test]

@@ -158,6 +158,38 @@ async fn every_bad_field_is_named() {
             "stop_token_ids[0]: -1 is not a token id",
         ),
         (
+            chat(json!({"presence_penalty": 3})),
+            "presence_penalty: 3 is not between -2 and 2",
+        ),
+        (
+            chat(json!({"repetition_penalty": 0})),
+            "repetition_penalty: 0 is not between 0.01 and 100",
+        ),
+        (
+            chat(json!({"typical_p": 0})),
+            "typical_p: 0 is not above 0 and at most 1",
+        ),
+        (
+            chat(json!({"min_tokens": 2, "max_tokens": 1})),
+            "min_tokens: 2 is not at most max_tokens, which is 1",
+        ),
+        (
+            chat(json!({"logit_bias": [1]})),
+            "logit_bias: is a list, not an object",
+        ),
+        (
+            chat(json!({"logit_bias": {"a": 1}})),
+            "logit_bias.a: is not named by a token id",
+        ),
+        (
+            chat(json!({"logit_bias": {"1": "x"}})),
+            "logit_bias.1: is a string, not a number",
+        ),
+        (
+            chat(json!({"logit_bias": {"320": 1}})),
+            "logit_bias[320]: token id 320 is not below the vocabulary size 320",
+        ),
+        (
             chat(json!({"logprobs": 1})),
             "logprobs: is a number, not true or false",
         ),
@@ -297,11 +329,6 @@ async fn a_prompt_over_the_context_is_told_limit_and_count() {
 async fn what_changes_the_answer_and_is_not_supported_is_refused_by_name() {
     let served = serve(says(answer("x"))).await;
     for (path, field, value) in [
-        (CHAT, "presence_penalty", json!(0.5)),
-        (CHAT, "frequency_penalty", json!(-1)),
-        (CHAT, "repetition_penalty", json!(1.1)),
-        (CHAT, "logit_bias", json!({"1": 2})),
-        (CHAT, "min_tokens", json!(1)),
         (CHAT, "best_of", json!(2)),
         (CHAT, "response_format", json!({"type": "json_object"})),
         (CHAT, "guided_json", json!({})),
