@@ -57,8 +57,13 @@ impl Client {
 
 impl Engine for EngineHandle {
     fn submit(&self, sequence: NewSequence) -> Result<EventStream, SubmitError> {
-        let no_plan = matches!(&*self.state.borrow(), State::NoPlan { .. });
-        if no_plan || !*self.open.borrow() {
+        let taken = match &*self.state.borrow() {
+            // The loop has the group, or takes it up before any sequence.
+            State::Serving(_) => true,
+            State::NoPlan { .. } => false,
+            _ => *self.open.borrow(),
+        };
+        if !taken {
             return Err(SubmitError::NoGroup {
                 detail: self.state.borrow().to_string(),
             });

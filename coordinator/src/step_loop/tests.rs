@@ -125,7 +125,7 @@ struct Harness {
     groups: UnboundedSender<Group>,
     ends: UnboundedReceiver<EndEpoch>,
     end: UnboundedSender<EndEpoch>,
-    _state: watch::Sender<State>,
+    state: watch::Sender<State>,
     _stop: watch::Sender<bool>,
 }
 
@@ -151,7 +151,7 @@ impl Harness {
             groups,
             ends,
             end,
-            _state: state,
+            state,
             _stop: stop,
         }
     }
@@ -176,14 +176,7 @@ impl Harness {
     }
 
     async fn submit(&self, prompt: usize, max_tokens: usize) -> EventStream {
-        let sequence = NewSequence {
-            prompt: vec![1; prompt],
-            sampling: Sampling::default(),
-            max_tokens,
-            stop_token_ids: Vec::new(),
-            prompt_logprobs: false,
-            deadline: None,
-        };
+        let sequence = sequence(prompt, max_tokens);
         // The loop opens once it has adopted its first group.
         loop {
             match self.engine.submit(sequence.clone()) {
@@ -192,6 +185,17 @@ impl Harness {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+}
+
+fn sequence(prompt: usize, max_tokens: usize) -> NewSequence {
+    NewSequence {
+        prompt: vec![1; prompt],
+        sampling: Sampling::default(),
+        max_tokens,
+        stop_token_ids: Vec::new(),
+        prompt_logprobs: false,
+        deadline: None,
     }
 }
 
@@ -213,6 +217,17 @@ async fn drain(stream: &mut EventStream) -> (Vec<u32>, SequenceEvent) {
             end => return (tokens, end),
         }
     }
+}
+
+#[tokio::test]
+async fn whoever_hears_that_a_group_serves_is_served() {
+    let harness = Harness::start(PATIENCE);
+    // The loop has had no chance to take the group up yet.
+    harness.form(1, prompt);
+    let serving = State::Serving(v1::Group::default());
+    harness.state.send_replace(serving);
+    let mut stream = harness.engine.submit(sequence(100, 2)).unwrap();
+    assert_eq!(drain(&mut stream).await.0, [200, 201]);
 }
 
 #[tokio::test]
