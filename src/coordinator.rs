@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, Settings};
+use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, HttpSettings, Settings};
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use tokio::net::TcpListener;
 
@@ -54,6 +54,7 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
         model: config
             .text("coordinator.model")
             .context("coordinator.model is not set")?,
+        served_name: config.text("coordinator.served_name"),
         world_size: integer("coordinator.world_size")?,
         settings: Settings {
             max_context_tokens: config.integer("coordinator.max_context_tokens"),
@@ -87,6 +88,9 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
         step_deadline: config
             .duration("coordinator.step_timeout")
             .context("coordinator.step_timeout is not set")?,
+        http: HttpSettings {
+            strict: config.boolean("coordinator.strict"),
+        },
         exit_without_plan: false,
     })
 }

@@ -1,5 +1,7 @@
 //! `secondwind demo`: a whole cluster in one process, and one answer of it.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context, Result};
 use clap::Args;
 use secondwind_model::checkpoint::Checkpoint;
@@ -31,9 +33,12 @@ pub struct Flags {
     /// CPU threads of each worker [default: an even share of the cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     threads: Option<String>,
-    /// Stay up after the answer and print the address for clients
+    /// Stay up after the answer, for clients at --listen
     #[arg(long)]
     serve: bool,
+    /// Address for clients [default: 127.0.0.1:7700]
+    #[arg(long, value_name = "ADDRESS", requires = "serve")]
+    listen: Option<String>,
     #[command(flatten)]
     planning: KeyFlags<PlanningKeys>,
     #[command(flatten)]
@@ -47,13 +52,14 @@ pub async fn run(flags: Flags, common: Common) -> Result<()> {
         workers,
         threads,
         serve,
+        listen,
         planning,
         mut generation,
     } = flags;
     let config = common.load_quiet(
         &[Section::Coordinator],
         defaults,
-        typed(workers, threads, planning),
+        typed(workers, threads, listen, planning),
     )?;
     logging::start(&config)?;
     let notes = if generation.json {
@@ -64,7 +70,7 @@ pub async fn run(flags: Flags, common: Common) -> Result<()> {
     if generation.prompt.is_none() && generation.token_ids.is_none() {
         generation.prompt = Some(DEFAULT_PROMPT.into());
     }
-    let mut cluster = start(&config).await?;
+    let mut cluster = start(&config, serve).await?;
     let shown = async {
         cluster.until_serving().await?;
         let endpoint = cluster.endpoint().to_owned();
@@ -102,7 +108,7 @@ async fn show(endpoint: &str, generation: &GenerationFlags, notes: Notes) -> Res
     generate::answer(&mut client, generation, served, notes).await
 }
 
-async fn start(config: &Config) -> Result<LocalCluster> {
+async fn start(config: &Config, serve: bool) -> Result<LocalCluster> {
     let mut coordinator = coordinator::meant(config)?;
     coordinator.exit_without_plan = true;
     let mut worker = worker::meant(config)?;
@@ -125,7 +131,12 @@ async fn start(config: &Config) -> Result<LocalCluster> {
     // They share this machine's memory.
     capabilities.usable_bytes /= coordinator.world_size as u64;
     worker.capabilities = Some(capabilities);
-    LocalCluster::start(coordinator, &worker).await
+    // Without --serve nobody else is to find it, and any port will do.
+    let listen = match config.address("coordinator.listen").filter(|_| serve) {
+        Some(listen) => listen,
+        None => (Ipv4Addr::LOCALHOST, 0).into(),
+    };
+    LocalCluster::start(coordinator, &worker, listen).await
 }
 
 /// What `demo` does when nobody says otherwise.
@@ -151,9 +162,18 @@ fn defaults(flags: &Flags) -> Layer {
 fn typed(
     workers: Option<String>,
     threads: Option<String>,
+    listen: Option<String>,
     planning: KeyFlags<PlanningKeys>,
 ) -> Layer {
     let mut layer = planning.layer;
+    if let Some(listen) = listen {
+        layer.set(
+            "coordinator",
+            "listen",
+            listen,
+            Origin::Flag("--listen".into()),
+        );
+    }
     if let Some(workers) = workers {
         layer.set(
             "coordinator",

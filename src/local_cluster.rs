@@ -1,6 +1,10 @@
 //! A coordinator and CPU workers in this process, on loopback, for `demo`.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig};
@@ -24,11 +28,16 @@ pub struct LocalCluster {
 }
 
 impl LocalCluster {
-    /// Starts a coordinator and `coordinator.world_size` workers made after `worker`.
-    pub async fn start(coordinator: CoordinatorConfig, worker: &WorkerConfig) -> Result<Self> {
-        let client = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+    /// Starts a coordinator and `coordinator.world_size` workers made after `worker`. Clients are heard at
+    /// `listen`.
+    pub async fn start(
+        coordinator: CoordinatorConfig,
+        worker: &WorkerConfig,
+        listen: SocketAddr,
+    ) -> Result<Self> {
+        let client = TcpListener::bind(listen)
             .await
-            .context("cannot listen on loopback")?;
+            .with_context(|| format!("coordinator.listen: cannot listen on {listen}"))?;
         let cluster = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
             .context("cannot listen on loopback")?;

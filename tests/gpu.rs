@@ -29,6 +29,9 @@ static CARDS: RwLock<()> = RwLock::new(());
 /// Mean divergence from the oracle that activations in 8 bits may cost.
 const MEAN_DIVERGENCE: f64 = 1.0e-3;
 
+/// A test of the code of an architecture; `None` is the card's own.
+type Check = fn(Option<Arch>);
+
 fn main() {
     let missing = match device_count() {
         Ok(0) => Some("the driver sees no card".to_owned()),
@@ -36,7 +39,7 @@ fn main() {
         Err(error) => Some(error.to_string()),
     };
     let mut trials = Vec::new();
-    let mut add = |name: String, test: fn(Option<Arch>), arch: Option<Arch>| {
+    let mut add = |name: String, test: Check, arch: Option<Arch>| {
         let trial = Trial::test(name, move || {
             let _shared = CARDS.read().unwrap_or_else(PoisonError::into_inner);
             test(arch);
@@ -98,7 +101,7 @@ fn main() {
     }
     let one_card = matches!(device_count(), Ok(1)).then(|| "the driver sees one card".to_owned());
     let missing_pair = missing.clone().or(one_card);
-    let pairs: [(&str, fn(Option<Arch>)); 2] = [
+    let pairs: [(&str, Check); 2] = [
         ("two cards agree over NCCL", two_cards),
         ("a step in two parts is the same step", two_parts),
     ];
@@ -204,7 +207,10 @@ fn two_parts(arch: Option<Arch>) {
                 .map(|prompt| ranks.sequence(prompt.len()).row(prompt, &prompt[1..], None))
                 .collect();
             let result = ranks.step(rows, Vec::new());
-            let logprobs = result.rows.into_iter().map(|row| row.prompt_logprobs);
+            let logprobs = result.rows.into_iter().map(|row| {
+                let of = row.prompt_logprobs.into_iter();
+                of.map(|of| of.logprob).collect::<Vec<f32>>()
+            });
             logprobs.collect::<Vec<_>>()
         });
         assert_eq!(

@@ -1,7 +1,12 @@
-//! What clients call: requests are checked here, sequences stream out, errors become statuses.
+//! What clients call, over gRPC and HTTP: requests are checked here, sequences stream out, errors become
+//! statuses. `frontend.rs` is what both share; `http.rs` and `inference.rs` only translate.
 
+mod connection;
 mod defaults;
+mod frontend;
+mod http;
 mod inference;
+mod pace;
 mod prompt;
 mod request;
 mod response;
@@ -11,8 +16,11 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use connection::{Connection, Connections};
 pub use defaults::SamplingDefaults;
-pub use inference::{InferenceService, ServedModel};
+pub use frontend::{Frontend, ServedModel};
+pub use http::{HttpError, HttpSettings};
+pub use inference::InferenceService;
 pub use request::{CheckedRequest, RequestError, check_generate};
 pub use server::{SERVICE_NAME, ServingHandle, health, router};
-pub use status::{ApiError, grpc_deadline};
+pub use status::{ApiError, FieldMistake, grpc_deadline};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use secondwind_model::step::{Sampling, TokenLogprobs};
+use secondwind_model::step::{PromptLogprob, Sampling, TokenLogprobs};
 use secondwind_proto::v1;
 use tokio::sync::mpsc;
 
@@ -13,7 +13,7 @@ pub struct NewSequence {
     pub prompt: Vec<u32>,
     /// How every token is drawn; `seed` is already drawn when the request had none.
     pub sampling: Sampling,
-    /// Tokens to generate at the most, at least 1; prompt and these fit the context.
+    /// Tokens to generate at the most; prompt and these fit the context. 0 only with `prompt_logprobs`.
     pub max_tokens: usize,
     /// Tokens that end the sequence, sorted: end-of-sequence tokens, unless they are ignored, and the
     /// request's own.
@@ -24,17 +24,19 @@ pub struct NewSequence {
     pub deadline: Option<Instant>,
 }
 
-/// What happens to a sequence, in this order: `Started` once; `PromptLogprobs` once, when asked for; one
+/// What happens to a sequence, in this order: `Queued` once; `Started` once; `PromptLogprobs` once, when asked for; one
 /// `Token` for each token, the stop token included; then `Finished`. `Failed` may end it at any point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
+    /// It was taken, and will run. Before that `Failed` may say that it was refused.
+    Queued,
     /// Its first step was sent.
     Started {
         /// Leading tokens of the prompt whose KV was cached, and which are not computed.
         cached_prompt_tokens: usize,
     },
-    /// Natural log-probabilities of the prompt tokens from the second on.
-    PromptLogprobs(Vec<f32>),
+    /// Of the prompt tokens from the second on.
+    PromptLogprobs(Vec<PromptLogprob>),
     /// A token was sampled.
     Token(TokenLogprobs),
     /// It ended by itself.

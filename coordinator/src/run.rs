@@ -16,7 +16,9 @@ use tokio::{
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    api::{self, InferenceService, SamplingDefaults, ServedModel, ServingHandle},
+    api::{
+        self, Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle,
+    },
     cluster::{ClusterService, Collective, Identity, Membership, MembershipSettings, State},
     step_loop::{LoopSettings, StepLoop},
     text::{Text, TextError, TextFiles},
@@ -42,6 +44,8 @@ const DEFAULT_CONTEXT_TOKENS: usize = 4096;
 pub struct CoordinatorConfig {
     /// `builtin` or a folder.
     pub model: String,
+    /// What clients call it; `None` is `model`.
+    pub served_name: Option<String>,
     /// Ranks of the group.
     pub world_size: usize,
     /// What the plan is made for.
@@ -58,6 +62,8 @@ pub struct CoordinatorConfig {
     pub collective: Collective,
     /// A step that takes longer ends the epoch.
     pub step_deadline: Duration,
+    /// How the HTTP API behaves.
+    pub http: HttpSettings,
     /// End when the workers that came cannot serve the model, instead of waiting for others.
     pub exit_without_plan: bool,
 }
@@ -156,7 +162,8 @@ impl Coordinator {
                 MAX_PEER_BYTES >> 20
             )));
         }
-        let served = served_model(&config.model, &checkpoint, settings.max_context_tokens)?;
+        let name = config.served_name.as_ref().unwrap_or(&config.model);
+        let served = served_model(name, &checkpoint, settings.max_context_tokens)?;
         Ok(Self {
             config,
             shape,
@@ -204,8 +211,8 @@ impl Coordinator {
         };
         let (step_loop, engine) = StepLoop::new(loop_settings, formed, state.clone());
         let (serving, health) = api::health().await;
-        let inference = InferenceService::new(engine, Arc::new(served));
-        let client_router = api::router(inference, health)
+        let frontend = Arc::new(Frontend::new(engine, Arc::new(served)));
+        let client_router = api::router(frontend, health, config.http)
             .map_err(|error| CoordinatorError::Internal(error.to_string()))?;
         let cluster_router = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
@@ -243,10 +250,8 @@ impl Coordinator {
             }
         });
         parts.spawn({
-            let serve = client_router.serve_with_incoming_shutdown(
-                TcpIncoming::from(clients).with_nodelay(Some(true)),
-                until(stopped.clone()),
-            );
+            let serve = client_router
+                .serve_with_incoming_shutdown(Connections::from(clients), until(stopped.clone()));
             async move {
                 serve.await.map_err(|source| CoordinatorError::Serve {
                     listener: "client",

@@ -46,7 +46,7 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use secondwind_model::step::{SequenceId, TokenLogprobs};
+use secondwind_model::step::{PromptLogprob, SequenceId, TokenLogprobs};
 
 use cache::KvCache;
 use policy::{Policy, Waiting};
@@ -118,8 +118,8 @@ pub enum Event {
         sequence: SequenceId,
         /// Index in the prompt of the token of the first of them.
         position: usize,
-        /// Natural logarithms.
-        logprobs: Vec<f32>,
+        /// One for each.
+        logprobs: Vec<PromptLogprob>,
     },
     /// No event of the sequence follows.
     Finished {

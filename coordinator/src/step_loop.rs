@@ -111,6 +111,8 @@ impl StepLoop {
         tokio::pin!(shutdown);
         loop {
             let group = tokio::select! {
+                // A group before the sequences that were sent because of it.
+                biased;
                 () = &mut shutdown => break,
                 group = self.groups.recv() => group,
                 Some(submission) = self.submissions.recv() => {

@@ -194,8 +194,30 @@ pub struct RowResult {
     pub row: usize,
     /// The sampled token with its log-probability, when the row sampled.
     pub token: Option<TokenLogprobs>,
-    /// Natural log-probabilities of `prompt_targets`.
-    pub prompt_logprobs: Vec<f32>,
+    /// Of `prompt_targets`.
+    pub prompt_logprobs: Vec<PromptLogprob>,
+}
+
+/// Most likely tokens that are ever reported in the place of a token.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// The natural log-probability of a prompt token, and the most likely tokens in its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptLogprob {
+    /// Of the token that stands there.
+    pub logprob: f32,
+    /// [`MAX_TOP_LOGPROBS`] most likely tokens, or as many as there are; best first, equal ones by id.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl From<f32> for PromptLogprob {
+    /// Of a token whose rivals nobody knows.
+    fn from(logprob: f32) -> Self {
+        Self {
+            logprob,
+            top: Vec::new(),
+        }
+    }
 }
 
 /// A token, its natural log-probability, and the most likely tokens. Probabilities are the model's own: of the

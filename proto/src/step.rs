@@ -1,7 +1,8 @@
 //! [`Step`] and [`StepResult`] on the wire.
 
 use secondwind_model::step::{
-    LogitRules, RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs,
+    LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow,
+    TokenLogprobs,
 };
 
 use crate::{WireError, index, v1};
@@ -172,7 +173,11 @@ pub fn step_result_to_wire(epoch: u64, result: StepResult) -> v1::StepResult {
                         .map(|(token, logprob)| v1::TopLogprob { token, logprob })
                         .collect(),
                 }),
-                prompt_logprobs: row.prompt_logprobs,
+                prompt_logprobs: row
+                    .prompt_logprobs
+                    .into_iter()
+                    .map(prompt_logprob_to_wire)
+                    .collect(),
             })
             .collect(),
         gathered_rows: result.gathered_rows,
@@ -181,10 +186,34 @@ pub fn step_result_to_wire(epoch: u64, result: StepResult) -> v1::StepResult {
     }
 }
 
+fn prompt_logprob_to_wire(from: PromptLogprob) -> v1::PromptLogprob {
+    let (top_ids, top_logprobs) = from.top.into_iter().unzip();
+    v1::PromptLogprob {
+        logprob: from.logprob,
+        top_ids,
+        top_logprobs,
+    }
+}
+
+fn prompt_logprob_from_wire(from: v1::PromptLogprob) -> Result<PromptLogprob, WireError> {
+    let (ids, logprobs) = (from.top_ids.len(), from.top_logprobs.len());
+    if ids != logprobs {
+        return Err(WireError::Invalid {
+            message: "PromptLogprob",
+            field: "top_logprobs",
+            value: format!("{logprobs} entries for {ids} tokens"),
+        });
+    }
+    Ok(PromptLogprob {
+        logprob: from.logprob,
+        top: from.top_ids.into_iter().zip(from.top_logprobs).collect(),
+    })
+}
+
 /// A finished step as the scheduler commits it.
 ///
 /// # Errors
-/// Names a row index that no machine can hold.
+/// Names a row index that no machine can hold, or lists that should be as long as each other.
 pub fn step_result_from_wire(from: v1::StepResult) -> Result<StepResult, WireError> {
     Ok(StepResult {
         number: from.number,
@@ -203,7 +232,11 @@ pub fn step_result_from_wire(from: v1::StepResult) -> Result<StepResult, WireErr
                             .map(|top| (top.token, top.logprob))
                             .collect(),
                     }),
-                    prompt_logprobs: row.prompt_logprobs,
+                    prompt_logprobs: row
+                        .prompt_logprobs
+                        .into_iter()
+                        .map(prompt_logprob_from_wire)
+                        .collect::<Result<_, _>>()?,
                 })
             })
             .collect::<Result<_, WireError>>()?,

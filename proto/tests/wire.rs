@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use prost::Message;
 use secondwind_model::{
     capabilities::{Capabilities, Recordings},
-    step::{LogitRules, RowInput, RowResult, Sampling, Step, StepResult, StepRow, TokenLogprobs},
+    step::{
+        LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow,
+        TokenLogprobs,
+    },
 };
 use secondwind_proto::{
     WireError, fuzz, step_from_wire, step_result_from_wire, step_result_to_wire, step_to_wire, v1,
@@ -95,7 +98,9 @@ fn row_result() -> impl Strategy<Value = RowResult> {
                 top,
             }
         });
-    let logprobs = prop::collection::vec(-9.0_f32..0.0, 0..4);
+    let top = prop::collection::vec((any::<u32>(), -9.0_f32..0.0), 0..3);
+    let logprob = (-9.0_f32..0.0, top).prop_map(|(logprob, top)| PromptLogprob { logprob, top });
+    let logprobs = prop::collection::vec(logprob, 0..4);
     (0_usize..64, prop::option::of(token), logprobs).prop_map(|(row, token, prompt_logprobs)| {
         RowResult {
             row,

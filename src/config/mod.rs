@@ -184,6 +184,11 @@ impl Config {
         }
     }
 
+    /// True if it is set and true.
+    pub fn boolean(&self, path: &str) -> bool {
+        matches!(self.get(path), Some(Meant::Bool(true)))
+    }
+
     /// A size.
     pub fn bytes(&self, path: &str) -> Option<u64> {
         match self.get(path) {

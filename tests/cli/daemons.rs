@@ -9,7 +9,7 @@ use std::{
 use crate::{CHECKPOINT, run, secondwind, stderr, stdout};
 
 /// Kills its process when a test gives up.
-struct Guard(Child);
+pub struct Guard(pub Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
@@ -20,7 +20,7 @@ impl Drop for Guard {
 }
 
 impl Guard {
-    fn start(arguments: &[&str]) -> Self {
+    pub fn start(arguments: &[&str]) -> Self {
         Self(
             secondwind(arguments)
                 .stdout(Stdio::piped())
@@ -30,7 +30,7 @@ impl Guard {
         )
     }
 
-    fn first_line(&mut self) -> String {
+    pub fn first_line(&mut self) -> String {
         let mut line = String::new();
         BufReader::new(self.0.stdout.take().unwrap())
             .read_line(&mut line)
@@ -39,7 +39,7 @@ impl Guard {
     }
 
     /// Sends a signal and awaits the exit code.
-    fn end(mut self, signal: &str) -> Option<i32> {
+    pub fn end(mut self, signal: &str) -> Option<i32> {
         let sent = Command::new("kill")
             .args([signal, &self.0.id().to_string()])
             .status()

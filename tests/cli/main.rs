@@ -1,9 +1,10 @@
 //! The binary as its users meet it: exit codes and words.
 //!
-//! [`usage`] makes mistakes, [`daemons`] starts real processes, [`demo`] asks for answers.
+//! [`usage`] makes mistakes, [`daemons`] starts real processes, [`demo`] asks for answers, [`http`] over HTTP.
 
 mod daemons;
 mod demo;
+mod http;
 mod usage;
 
 use std::process::{Command, Output, Stdio};

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, Settings};
+use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, HttpSettings, Settings};
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use secondwind_proto::v1::{self, inference_client::InferenceClient};
 use secondwind_worker::{Device, LocalHub, WorkerConfig};
@@ -70,6 +70,7 @@ impl Cluster {
         let (stop, stopped) = watch::channel(false);
         let config = CoordinatorConfig {
             model: setup.model.clone(),
+            served_name: None,
             world_size: setup.world,
             settings: Settings {
                 max_context_tokens: setup.max_context_tokens,
@@ -87,6 +88,7 @@ impl Cluster {
             prefix_cache: setup.prefix_cache,
             collective: setup.collective,
             step_deadline: PATIENCE,
+            http: HttpSettings::default(),
             exit_without_plan: false,
         };
         let coordinator = Coordinator::prepare(config).unwrap();

@@ -181,6 +181,17 @@ async fn prompt_and_output_log_probabilities_agree() {
             output.logprob
         );
     }
+    for (likely, (_, output)) in prompt.top[ids.len() - 1..].iter().zip(&outputs) {
+        let top: Vec<u32> = output.top.iter().map(|top| top.token_id).collect();
+        assert_eq!(likely.token_ids, top);
+        for (got, top) in likely.logprobs.iter().zip(&output.top) {
+            assert!(
+                (got - top.logprob).abs() < 1e-5,
+                "{got} and {}",
+                top.logprob
+            );
+        }
+    }
     cluster.stop().await;
 }
 

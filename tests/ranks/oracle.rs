@@ -99,7 +99,13 @@ pub fn forced(ranks: &mut Ranks, golden: &Golden, chunk: usize) -> Vec<f32> {
         let targets = &golden.tokens[at + 1..(end + 1).min(golden.tokens.len())];
         let row = sequence.row(&golden.tokens[at..end], targets, None);
         let result = ranks.step(vec![row], Vec::new());
-        logprobs.extend(result.rows.into_iter().flat_map(|row| row.prompt_logprobs));
+        logprobs.extend(
+            result
+                .rows
+                .into_iter()
+                .flat_map(|row| row.prompt_logprobs)
+                .map(|of| of.logprob),
+        );
         at = end;
     }
     logprobs

@@ -4,14 +4,14 @@ use secondwind_proto::v1;
 use secondwind_proto::v1::generate_request::Prompt;
 use serde_json::{Map, Value as Json};
 
-use super::inference::ServedModel;
+use super::frontend::ServedModel;
 use super::request::{RequestError, check_ids};
 use crate::text::template::ChatInput;
 
 /// Template variables that a client may not set, and what to do instead.
 const RESERVED_VARIABLES: [(&str, &str); 3] = [
-    ("messages", "use chat.messages"),
-    ("tools", "use chat.tools_json"),
+    ("messages", "use the messages of the chat"),
+    ("tools", "use the tools of the chat"),
     (
         "continue_final_message",
         "send the rendered text as text instead",
@@ -31,15 +31,8 @@ pub(super) fn prompt_ids(
         }
         Prompt::Text(text) => ("text", encode("text", &text, true, model)?),
         Prompt::Chat(chat) => {
-            let rendered = match model.text.render_chat(&chat_input(chat)?) {
-                Some(rendered) => rendered.map_err(RequestError::Template)?,
-                None => {
-                    let model = model.name.clone();
-                    return Err(RequestError::NoChatTemplate { model });
-                }
-            };
             // The template has already written the special tokens.
-            ("chat", encode("chat", &rendered, false, model)?)
+            ("chat", encode("chat", &render(chat, model)?, false, model)?)
         }
     };
     if ids.is_empty() {
@@ -53,6 +46,16 @@ pub(super) fn prompt_ids(
         });
     }
     Ok(ids)
+}
+
+/// The text of a chat.
+pub(super) fn render(chat: v1::ChatPrompt, model: &ServedModel) -> Result<String, RequestError> {
+    match model.text.render_chat(&chat_input(chat)?) {
+        Some(rendered) => rendered.map_err(RequestError::Template),
+        None => Err(RequestError::NoChatTemplate {
+            model: model.name.clone(),
+        }),
+    }
 }
 
 fn encode(

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
-use secondwind_model::step::{LogitRules, Sampling};
+use secondwind_model::step::{LogitRules, MAX_TOP_LOGPROBS, Sampling};
 use secondwind_proto::v1;
 
 use super::defaults::{MAX_TEMPERATURE, is_min_p, is_temperature, is_top_p, is_typical_p};
-use super::inference::ServedModel;
+use super::frontend::ServedModel;
 use super::prompt::prompt_ids;
 use super::rules::logit_rules;
 use crate::request::NewSequence;
@@ -16,7 +16,7 @@ use crate::text::template::TemplateError;
 use crate::text::tokenizer::{Tokenizer, TokenizerError};
 
 /// Most likely tokens that may be reported beside each token.
-const MAX_LOGPROBS: u32 = 20;
+const MAX_LOGPROBS: u32 = MAX_TOP_LOGPROBS as u32;
 /// Stop strings in a request.
 const MAX_STOPS: usize = 16;
 /// Length of a stop string.
@@ -127,7 +127,7 @@ pub enum RequestError {
         instead: &'static str,
     },
     /// The checkpoint cannot chat.
-    #[error("chat: the model {model} has no chat template; send text or token_ids")]
+    #[error("chat: the model {model} has no chat template; send a text or token ids")]
     NoChatTemplate {
         /// Its name.
         model: String,
@@ -143,6 +143,37 @@ pub enum RequestError {
         /// The tokenizer's words.
         source: TokenizerError,
     },
+}
+
+impl RequestError {
+    /// The field that it is about, by its name in `inference.proto`. An API that spells it otherwise puts
+    /// its own name before [`Self::detail`].
+    pub fn field(&self) -> String {
+        match self {
+            Self::NoPrompt => "prompt".to_owned(),
+            Self::EmptyPrompt { field }
+            | Self::PromptTooLong { field, .. }
+            | Self::OutOfRange { field, .. }
+            | Self::TooMany { field, .. }
+            | Self::Tokenize { field, .. } => (*field).to_owned(),
+            Self::TokenId { field, index, .. } => format!("{field}[{index}]"),
+            Self::StopNotUtf8 { index, .. }
+            | Self::StopEmpty { index }
+            | Self::StopTooLong { index, .. } => format!("stop[{index}]"),
+            Self::Json { field, .. } | Self::Empty { field } => field.clone(),
+            Self::ReservedVariable { .. } => "chat.template_variables_json".to_owned(),
+            Self::NoChatTemplate { .. } | Self::Template(_) => "chat".to_owned(),
+        }
+    }
+
+    /// What is wrong, without the field.
+    pub fn detail(&self) -> String {
+        let text = self.to_string();
+        match text.strip_prefix(&format!("{}: ", self.field())) {
+            Some(detail) => detail.to_owned(),
+            None => text,
+        }
+    }
 }
 
 /// A request that can be run.
@@ -176,8 +207,9 @@ pub fn check_generate(
     if !request.ignore_eos {
         stop_token_ids.extend(&model.eos_token_ids);
     }
-    if request.max_tokens == Some(0) {
-        return Err(out_of_range("max_tokens", 0, "at least 1"));
+    if request.max_tokens == Some(0) && !request.prompt_logprobs {
+        let range = "at least 1, which only prompt_logprobs can do without";
+        return Err(out_of_range("max_tokens", 0, range));
     }
     let rules = logit_rules(&request, model, stop_token_ids.iter().copied())?;
 

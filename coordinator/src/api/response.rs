@@ -1,15 +1,14 @@
-//! A sequence's events to the responses of `Generate`.
+//! A sequence's events to the responses of `Generate`, which are what both APIs answer with.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use secondwind_model::step::TokenLogprobs;
+use secondwind_model::step::{PromptLogprob, TokenLogprobs};
 use secondwind_proto::v1;
 use tokio::time::Sleep;
 use tokio_stream::Stream;
-use tonic::Status;
 
 use super::request::CheckedRequest;
 use super::status::ApiError;
@@ -24,11 +23,15 @@ const MAX_RESPONSE_TOKENS: usize = 128;
 pub(super) struct Responses {
     /// None once nothing more is awaited.
     events: Option<EventStream>,
+    /// The first event, if it was awaited before it was wanted.
+    first: Option<SequenceEvent>,
     deadline: Option<Pin<Box<Sleep>>>,
     tokenizer: Arc<Tokenizer>,
     decoder: StreamDecoder,
     stop_token_ids: Vec<u32>,
     with_logprobs: bool,
+    /// Most likely tokens to report.
+    top_logprobs: usize,
     /// What the first response says of the prompt, until it is sent.
     prompt: Option<v1::PromptInfo>,
     awaits_prompt_logprobs: bool,
@@ -38,7 +41,7 @@ pub(super) struct Responses {
     last_token: Option<u32>,
     clock: Clock,
     /// Sent after the response that was being filled.
-    error: Option<Status>,
+    error: Option<ApiError>,
 }
 
 impl Responses {
@@ -55,6 +58,7 @@ impl Responses {
         let tell_prompt = sequence.prompt_logprobs || !request.prompt_was_ids;
         Self {
             events: Some(events),
+            first: None,
             deadline: sequence
                 .deadline
                 .map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into()))),
@@ -63,9 +67,11 @@ impl Responses {
             tokenizer,
             stop_token_ids: sequence.stop_token_ids.clone(),
             with_logprobs: sequence.sampling.logprobs.is_some(),
+            top_logprobs: sequence.sampling.logprobs.unwrap_or(0) as usize,
             prompt: tell_prompt.then(|| v1::PromptInfo {
                 token_ids: prompt_token_ids,
                 logprobs: Vec::new(),
+                top: Vec::new(),
             }),
             awaits_prompt_logprobs: sequence.prompt_logprobs,
             prompt_tokens,
@@ -77,15 +83,33 @@ impl Responses {
         }
     }
 
+    /// Returns once the step loop has taken the sequence.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub(super) async fn queued(&mut self) -> Result<(), ApiError> {
+        if let Some(events) = &mut self.events {
+            match events.recv().await {
+                Some(SequenceEvent::Failed(error)) => {
+                    self.events = None;
+                    return Err(error.into());
+                }
+                first => self.first = first,
+            }
+        }
+        Ok(())
+    }
+
     /// Ends the call; the sequence is cancelled if it still runs.
     fn fail(&mut self, error: SubmitError) {
         self.events = None;
-        self.error = Some(ApiError::Submit(error).into());
+        self.error = Some(ApiError::Submit(error));
     }
 
     /// Takes one event into `response`.
     fn take(&mut self, event: SequenceEvent, response: &mut v1::GenerateResponse) {
         match event {
+            SequenceEvent::Queued => {}
             SequenceEvent::Started {
                 cached_prompt_tokens,
             } => {
@@ -95,7 +119,11 @@ impl Responses {
             SequenceEvent::PromptLogprobs(logprobs) => {
                 self.awaits_prompt_logprobs = false;
                 if let Some(mut prompt) = self.prompt.take() {
-                    prompt.logprobs = logprobs;
+                    if self.top_logprobs > 0 {
+                        let top = logprobs.iter().map(|of| likely(of, self.top_logprobs));
+                        prompt.top = top.collect();
+                    }
+                    prompt.logprobs = logprobs.into_iter().map(|of| of.logprob).collect();
                     response.prompt = Some(prompt);
                 }
             }
@@ -196,7 +224,7 @@ impl Responses {
 }
 
 impl Stream for Responses {
-    type Item = Result<v1::GenerateResponse, Status>;
+    type Item = Result<v1::GenerateResponse, ApiError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -206,6 +234,9 @@ impl Stream for Responses {
         }
         if this.events.is_some() && this.deadline_passed(cx) {
             this.fail(SubmitError::DeadlineExceeded);
+        }
+        if let Some(first) = this.first.take() {
+            this.take(first, &mut response);
         }
         while response.token_ids.len() < MAX_RESPONSE_TOKENS {
             let Some(events) = &mut this.events else {
@@ -227,6 +258,14 @@ impl Stream for Responses {
             return Poll::Ready(Some(Ok(response)));
         }
         Poll::Ready(this.error.take().map(Err))
+    }
+}
+
+fn likely(of: &PromptLogprob, count: usize) -> v1::LikelyTokens {
+    let (token_ids, logprobs) = of.top.iter().copied().take(count).unzip();
+    v1::LikelyTokens {
+        token_ids,
+        logprobs,
     }
 }
 

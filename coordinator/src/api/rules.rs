@@ -5,7 +5,7 @@ use secondwind_model::step::LogitRules;
 use secondwind_proto::v1;
 
 use super::defaults::{MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY, is_repetition_penalty};
-use super::inference::ServedModel;
+use super::frontend::ServedModel;
 use super::request::{RequestError, out_of_range, within};
 
 /// Tokens whose logits a request may shift.

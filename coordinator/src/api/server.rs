@@ -1,15 +1,19 @@
-//! The gRPC server around the service: its limits, health and reflection.
+//! The server that clients reach, gRPC and HTTP on one port: its limits, health and reflection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use secondwind_proto::FILE_DESCRIPTOR_SET;
 use secondwind_proto::v1::inference_server::InferenceServer;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
+use super::frontend::Frontend;
+use super::http::{self, HttpSettings};
 use super::inference::InferenceService;
 use crate::request::Engine;
 
@@ -17,13 +21,13 @@ use crate::request::Engine;
 pub const SERVICE_NAME: &str = "secondwind.v1.Inference";
 
 /// A request: 4 MiB hold a prompt of about a million tokens.
-const MAX_REQUEST_BYTES: usize = 4 << 20;
+pub(super) const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// A response: the largest is a long prompt's ids with their log-probabilities.
 const MAX_RESPONSE_BYTES: usize = 16 << 20;
 /// Calls at the same time on one connection.
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 /// All headers of one call.
-const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
+pub(super) const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 /// Streams that a client reset before they were accepted; more of them close the connection.
 const MAX_PENDING_RESET_STREAMS: usize = 64;
 /// Streams reset by us for a client's protocol errors; more of them close the connection.
@@ -66,8 +70,9 @@ pub async fn health() -> (ServingHandle, HealthServer<HealthService>) {
 /// Everything that clients reach, ready to be served on a listener. Fails only if the descriptors that
 /// were compiled in do not parse.
 pub fn router<E: Engine>(
-    inference: InferenceService<E>,
+    frontend: Arc<Frontend<E>>,
     health: HealthServer<HealthService>,
+    settings: HttpSettings,
 ) -> Result<Router, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -77,18 +82,22 @@ pub fn router<E: Engine>(
             .with_service_name(SERVICE_NAME)
             .with_service_name("grpc.health.v1.Health")
     };
-    let inference = InferenceServer::new(inference)
+    let inference = InferenceServer::new(InferenceService::new(Arc::clone(&frontend)))
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(MAX_RESPONSE_BYTES);
+    // What no gRPC service takes by its path is HTTP's, mistakes included.
+    let routes = Routes::from(http::router(frontend, settings))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(inference);
     Ok(Server::builder()
+        .accept_http1(true)
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESET_STREAMS))
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESET_STREAMS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(inference))
+        .add_routes(routes.prepare()))
 }

@@ -1,10 +1,12 @@
-//! Errors to gRPC statuses, in one place. The status has public words only; detail goes to the log.
+//! Why a call fails, and its gRPC status; `http/error.rs` has the other mapping. Clients read public words
+//! only; detail goes to the log.
 
 use std::time::{Duration, Instant};
 
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
+use super::http::HttpError;
 use super::request::RequestError;
 use crate::request::SubmitError;
 use crate::text::template::TemplateError;
@@ -16,6 +18,38 @@ pub enum ApiError {
     /// The request is wrong, or the model cannot do what it asks.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The same, with the field as an API spells it that is not gRPC.
+    #[error("{field}: {}", source.detail())]
+    Named {
+        /// The field's name there.
+        field: String,
+        /// What is wrong with it.
+        source: RequestError,
+    },
+    /// A field of a JSON request cannot be taken.
+    #[error("{field}: {detail}")]
+    Field {
+        /// Its name.
+        field: String,
+        /// What is wrong with it.
+        detail: String,
+        /// What kind of mistake it is.
+        kind: FieldMistake,
+    },
+    /// Another model was asked for.
+    #[error("the model {asked:?} does not exist; this server serves {served:?}")]
+    ModelNotFound {
+        /// What the client wants.
+        asked: String,
+        /// What there is.
+        served: String,
+    },
+    /// The HTTP request is no request for us.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The client took nothing of its answer for too long.
+    #[error("the answer was not read for too long")]
+    SlowReader,
     /// The step loop did not take the sequence, or could not go on.
     #[error(transparent)]
     Submit(#[from] SubmitError),
@@ -32,11 +66,44 @@ pub enum ApiError {
     },
 }
 
+/// What is wrong with a field of a JSON request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldMistake {
+    /// Its type or value.
+    Value,
+    /// It changes the answer, and we do not support it.
+    Unsupported,
+    /// Nobody knows it, and requests are checked strictly.
+    Unknown,
+}
+
 impl ApiError {
-    /// The status code.
+    /// When to try again, where that may help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Submit(SubmitError::QueueFull { retry_after, .. }) => Some(*retry_after),
+            Self::Submit(
+                SubmitError::NoGroup { .. }
+                | SubmitError::Draining
+                | SubmitError::WorkerLost { .. },
+            ) => Some(Duration::from_secs(5)),
+            _ => None,
+        }
+    }
+
+    /// Tells the log what clients are not told.
+    pub(super) fn log(&self) {
+        if let Self::Submit(SubmitError::WorkerLost { detail } | SubmitError::Internal { detail }) =
+            self
+        {
+            tracing::error!(error = %self, %detail, "a sequence failed");
+        }
+    }
+
+    /// The gRPC status code.
     pub fn code(&self) -> Code {
         match self {
-            Self::Request(error) => request_code(error),
+            Self::Request(error) | Self::Named { source: error, .. } => request_code(error),
             Self::Submit(error) => match error {
                 SubmitError::NoGroup { .. }
                 | SubmitError::Draining
@@ -46,7 +113,11 @@ impl ApiError {
                 SubmitError::DeadlineExceeded => Code::DeadlineExceeded,
                 SubmitError::Internal { .. } => Code::Internal,
             },
-            Self::Tokenize(_) | Self::Timeout { .. } => Code::InvalidArgument,
+            Self::Tokenize(_) | Self::Timeout { .. } | Self::Field { .. } | Self::Http(_) => {
+                Code::InvalidArgument
+            }
+            Self::ModelNotFound { .. } => Code::NotFound,
+            Self::SlowReader => Code::Aborted,
         }
     }
 }
@@ -70,13 +141,12 @@ fn request_code(error: &RequestError) -> Code {
 
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
-        if let ApiError::Submit(
-            SubmitError::WorkerLost { detail } | SubmitError::Internal { detail },
-        ) = &error
-        {
-            tracing::error!(%error, %detail, "a sequence failed");
+        error.log();
+        let mut metadata = MetadataMap::new();
+        if let Some(after) = error.retry_after() {
+            metadata.insert("retry-after", after.as_secs().into());
         }
-        Self::new(error.code(), error.to_string())
+        Self::with_metadata(error.code(), error.to_string(), metadata)
     }
 }
 

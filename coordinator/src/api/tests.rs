@@ -3,9 +3,12 @@
 mod bad_requests;
 mod failures;
 mod generate;
+mod http;
 mod requests;
 mod service;
 
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use secondwind_model::config::GenerationDefaults;
@@ -15,11 +18,13 @@ use secondwind_proto::v1::generate_request::Prompt;
 use secondwind_proto::v1::inference_client::InferenceClient;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::{InferenceService, SamplingDefaults, ServedModel, ServingHandle, health, router};
+use super::{
+    Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle, health,
+    router,
+};
 use crate::request::{
     Engine, EventStream, FinishReason, NewSequence, SequenceEvent, SequenceTimings, SubmitError,
 };
@@ -36,6 +41,7 @@ type Script = Box<dyn Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send 
 struct ScriptedEngine {
     script: Script,
     submitted: Mutex<Vec<NewSequence>>,
+    no_group: AtomicBool,
 }
 
 impl Engine for ScriptedEngine {
@@ -47,10 +53,11 @@ impl Engine for ScriptedEngine {
     }
 
     fn group(&self) -> Option<v1::Group> {
-        Some(v1::Group {
+        let group = v1::Group {
             epoch: 7,
             ..v1::Group::default()
-        })
+        };
+        (!self.no_group.load(Ordering::Relaxed)).then_some(group)
     }
 }
 
@@ -75,6 +82,7 @@ fn model() -> ServedModel {
 struct Served {
     client: InferenceClient<Channel>,
     channel: Channel,
+    address: SocketAddr,
     engine: Arc<ScriptedEngine>,
     serving: ServingHandle,
 }
@@ -83,16 +91,25 @@ async fn serve_model(
     model: ServedModel,
     script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
 ) -> Served {
+    serve_with(model, HttpSettings::default(), script).await
+}
+
+async fn serve_with(
+    model: ServedModel,
+    settings: HttpSettings,
+    script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
+) -> Served {
     let engine = Arc::new(ScriptedEngine {
         script: Box::new(script),
         submitted: Mutex::default(),
+        no_group: AtomicBool::new(false),
     });
     let (serving, health) = health().await;
-    let service = InferenceService::new(Arc::clone(&engine), Arc::new(model));
-    let router = router(service, health).unwrap();
+    let frontend = Arc::new(Frontend::new(Arc::clone(&engine), Arc::new(model)));
+    let router = router(frontend, health, settings).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(router.serve_with_incoming(Connections::from(listener)));
     let channel = Channel::from_shared(format!("http://{address}"))
         .unwrap()
         .connect()
@@ -101,6 +118,7 @@ async fn serve_model(
     Served {
         client: InferenceClient::new(channel.clone()),
         channel,
+        address,
         engine,
         serving,
     }

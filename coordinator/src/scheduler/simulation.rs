@@ -226,7 +226,7 @@ impl Simulation {
                     assert_eq!(position, client.got_logprobs + 1);
                     for logprob in logprobs {
                         client.got_logprobs += 1;
-                        assert_eq!(logprob, -(client.got_logprobs as f32));
+                        assert_eq!(logprob.logprob, -(client.got_logprobs as f32));
                     }
                 }
                 Event::Finished { reason, .. } => {

@@ -73,7 +73,7 @@ fn answer(step: &Step, token: u32) -> StepResult {
         let prompt_logprobs: Vec<_> = sent
             .prompt_targets
             .iter()
-            .map(|&target| -(target as f32))
+            .map(|&target| (-(target as f32)).into())
             .collect();
         (token.is_some() || !prompt_logprobs.is_empty()).then_some(RowResult {
             row,

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use secondwind_model::step::PromptLogprob;
 use secondwind_proto::v1;
 use tokio::sync::{
     mpsc::{self, UnboundedSender},
@@ -33,7 +34,7 @@ pub(super) struct Client {
     pub started: Option<Instant>,
     pub first_token: Option<Instant>,
     pub prompt_tokens: usize,
-    pub prompt_logprobs: Vec<f32>,
+    pub prompt_logprobs: Vec<PromptLogprob>,
     pub strikes: u32,
 }
 
@@ -56,8 +57,13 @@ impl Client {
 
 impl Engine for EngineHandle {
     fn submit(&self, sequence: NewSequence) -> Result<EventStream, SubmitError> {
-        let no_plan = matches!(&*self.state.borrow(), State::NoPlan { .. });
-        if no_plan || !*self.open.borrow() {
+        let taken = match &*self.state.borrow() {
+            // The loop has the group, or takes it up before any sequence.
+            State::Serving(_) => true,
+            State::NoPlan { .. } => false,
+            _ => *self.open.borrow(),
+        };
+        if !taken {
             return Err(SubmitError::NoGroup {
                 detail: self.state.borrow().to_string(),
             });

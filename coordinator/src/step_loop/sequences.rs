@@ -46,6 +46,8 @@ impl StepLoop {
                 return;
             }
         };
+        // A client that is gone is cancelled by the task that watches it.
+        let _ = events.send(SequenceEvent::Queued);
         if wants_prompt_logprobs && prompt_tokens == 1 {
             let _ = events.send(SequenceEvent::PromptLogprobs(Vec::new()));
         }

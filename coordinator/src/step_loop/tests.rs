@@ -125,7 +125,7 @@ struct Harness {
     groups: UnboundedSender<Group>,
     ends: UnboundedReceiver<EndEpoch>,
     end: UnboundedSender<EndEpoch>,
-    _state: watch::Sender<State>,
+    state: watch::Sender<State>,
     _stop: watch::Sender<bool>,
 }
 
@@ -154,7 +154,7 @@ impl Harness {
             groups,
             ends,
             end,
-            _state: state,
+            state,
             _stop: stop,
         }
     }
@@ -179,14 +179,7 @@ impl Harness {
     }
 
     async fn submit(&self, prompt: usize, max_tokens: usize) -> EventStream {
-        let sequence = NewSequence {
-            prompt: vec![1; prompt],
-            sampling: Sampling::default(),
-            max_tokens,
-            stop_token_ids: Vec::new(),
-            prompt_logprobs: false,
-            deadline: None,
-        };
+        let sequence = sequence(prompt, max_tokens);
         // The loop opens once it has adopted its first group.
         loop {
             match self.engine.submit(sequence.clone()) {
@@ -195,6 +188,17 @@ impl Harness {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+}
+
+fn sequence(prompt: usize, max_tokens: usize) -> NewSequence {
+    NewSequence {
+        prompt: vec![1; prompt],
+        sampling: Sampling::default(),
+        max_tokens,
+        stop_token_ids: Vec::new(),
+        prompt_logprobs: false,
+        deadline: None,
     }
 }
 
@@ -212,10 +216,23 @@ async fn drain(stream: &mut EventStream) -> (Vec<u32>, SequenceEvent) {
             .expect("no end");
         match event {
             SequenceEvent::Token(token) => tokens.push(token.token),
-            SequenceEvent::Started { .. } | SequenceEvent::PromptLogprobs(_) => {}
+            SequenceEvent::Queued
+            | SequenceEvent::Started { .. }
+            | SequenceEvent::PromptLogprobs(_) => {}
             end => return (tokens, end),
         }
     }
+}
+
+#[tokio::test]
+async fn whoever_hears_that_a_group_serves_is_served() {
+    let harness = Harness::start(PATIENCE);
+    // The loop has had no chance to take the group up yet.
+    harness.form(1, prompt);
+    let serving = State::Serving(v1::Group::default());
+    harness.state.send_replace(serving);
+    let mut stream = harness.engine.submit(sequence(100, 2)).unwrap();
+    assert_eq!(drain(&mut stream).await.0, [200, 201]);
 }
 
 #[tokio::test]
@@ -275,6 +292,7 @@ async fn a_lost_rank_ends_the_epoch_and_the_next_goes_on() {
         _ => Box::new(Hangs),
     });
     let mut stream = harness.submit(10, 6).await;
+    assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
     let started = SequenceEvent::Started {
         cached_prompt_tokens: 0,
     };

@@ -20,7 +20,7 @@ use secondwind_kernels::{
     },
     weights::{DenseBuilder, Dtype, LinearWeights, QuantBuilder, QuantSpec},
 };
-use secondwind_model::plan::KvDType;
+use secondwind_model::{plan::KvDType, step::MAX_TOP_LOGPROBS};
 
 use super::{
     AttentionShape, Backend, Check, DenseSink, HeadNorms, LinearJob, LinearUse, NonFinite,
@@ -478,7 +478,10 @@ impl Backend for CpuBackend {
             ),
             RowRequest::Target { token } => {
                 let target = logits::target_logit(logits, first_id, token);
-                (cpu::reduce_row(logits, 0.0, first_id, 0), target)
+                (
+                    cpu::reduce_row(logits, 0.0, first_id, MAX_TOP_LOGPROBS),
+                    target,
+                )
             }
         });
         Ok(reduced.collect())

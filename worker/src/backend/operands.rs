@@ -76,7 +76,7 @@ pub enum RowRequest {
         /// 0 for greedy.
         temperature: f32,
     },
-    /// The probability of one token.
+    /// The probability of one token, and at least `MAX_TOP_LOGPROBS` candidates.
     Target {
         /// Its id, in this rank's range or not.
         token: u32,

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use prost::Message;
 use secondwind_kernels::logits::CANDIDATES;
-use secondwind_model::step::{RowResult, Sampling, Step, StepResult};
+use secondwind_model::step::{
+    MAX_TOP_LOGPROBS, PromptLogprob, RowResult, Sampling, Step, StepResult,
+};
 use secondwind_proto::v1;
 
 use super::{Activations, ExecError, Place, changes::Changes};
@@ -253,11 +255,17 @@ fn reduce<B: Backend>(
                     own,
                 });
             }
-            RowRequest::Target { .. } => mine.targets.push(v1::TargetSummary {
-                max: row.max,
-                sum_exp: row.sum_exp,
-                target_logit,
-            }),
+            RowRequest::Target { .. } => {
+                let best = row.candidates.into_iter().take(MAX_TOP_LOGPROBS);
+                let (ids, logits) = best.unzip();
+                mine.targets.push(v1::TargetSummary {
+                    max: row.max,
+                    sum_exp: row.sum_exp,
+                    target_logit,
+                    ids,
+                    logits,
+                });
+            }
         }
     }
     Ok((mine, originals))
@@ -341,7 +349,19 @@ fn add_prompt_logprobs(
                 format!("no rank holds the logit of token {target}"),
             )
         })?;
-        let logprob = (f64::from(logit) - f64::from(max) - sum.ln()) as f32;
+        let logprob = |logit: f32| (f64::from(logit) - f64::from(max) - sum.ln()) as f32;
+        let mut top: Vec<(u32, f32)> = parts()
+            .flat_map(|part| part.ids.iter().copied().zip(part.logits.iter().copied()))
+            .collect();
+        sampler::sort_candidates(&mut top);
+        top.truncate(MAX_TOP_LOGPROBS);
+        for (_, logit) in &mut top {
+            *logit = logprob(*logit);
+        }
+        let logprob = PromptLogprob {
+            logprob: logprob(logit),
+            top,
+        };
         match result.rows.iter_mut().find(|row| row.row == step_row) {
             Some(row) => row.prompt_logprobs.push(logprob),
             None => result.rows.push(RowResult {

@@ -10,7 +10,7 @@ use super::{
     ScriptedEngine, chat_request, finished, generate, model, model_with, says, serve, serve_model,
     text_request,
 };
-use crate::api::{InferenceService, ServedModel};
+use crate::api::{Frontend, InferenceService, ServedModel, check_generate};
 use crate::request::FinishReason;
 use crate::text::Text;
 use crate::text::fixture::{VOCAB_SIZE, files};
@@ -81,7 +81,7 @@ async fn every_bad_field_is_named() {
                 ..base()
             },
             Code::InvalidArgument,
-            "max_tokens: 0 is not at least 1",
+            "max_tokens: 0 is not at least 1, which only prompt_logprobs can do without",
         ),
         (
             v1::GenerateRequest {
@@ -352,7 +352,7 @@ async fn every_bad_field_is_named() {
         (
             chat(|chat| chat.template_variables_json = r#"{"messages": []}"#.to_owned()),
             Code::InvalidArgument,
-            "chat.template_variables_json: \"messages\" cannot be set; use chat.messages",
+            "chat.template_variables_json: \"messages\" cannot be set; use the messages of the chat",
         ),
         (
             chat(|chat| {
@@ -386,11 +386,14 @@ async fn every_bad_field_is_named() {
     ];
     let served = serve(says(vec![finished(FinishReason::Length)])).await;
     for (request, code, message) in cases {
-        let answer = generate(&served, request).await;
+        let answer = generate(&served, request.clone()).await;
         let Some(status) = answer.error else {
             panic!("was not refused: {message}");
         };
         assert_eq!((status.code(), status.message()), (code, message));
+        // The other API says the same of a field that it may call otherwise.
+        let error = check_generate(request, &model(), None).unwrap_err();
+        assert_eq!(message, format!("{}: {}", error.field(), error.detail()));
     }
     assert!(served.engine.submitted.lock().unwrap().is_empty());
 }
@@ -427,7 +430,7 @@ async fn a_chat_without_a_template_is_a_failed_precondition() {
     for (template, message) in [
         (
             None,
-            "chat: the model fixture has no chat template; send text or token_ids",
+            "chat: the model fixture has no chat template; send a text or token ids",
         ),
         (
             Some("{% if %}"),
@@ -464,8 +467,10 @@ async fn a_prompt_that_takes_longer_than_the_deadline_is_given_up() {
     let engine = Arc::new(ScriptedEngine {
         script: Box::new(says(vec![finished(FinishReason::Length)])),
         submitted: Mutex::default(),
+        no_group: false.into(),
     });
-    let service = InferenceService::new(Arc::clone(&engine), Arc::new(model()));
+    let frontend = Frontend::new(Arc::clone(&engine), Arc::new(model()));
+    let service = InferenceService::new(Arc::new(frontend));
     let mut request = Request::new(chat_request(&[("endless", "hi")]));
     request.set_timeout(Duration::from_millis(20));
     let Err(status) = service.generate(request).await else {

@@ -262,7 +262,7 @@ async fn logprobs_of_prompt_and_output_are_passed_on() {
         SequenceEvent::Started {
             cached_prompt_tokens: 0,
         },
-        SequenceEvent::PromptLogprobs(vec![-0.5, -1.5]),
+        SequenceEvent::PromptLogprobs(vec![(-0.5).into(), (-1.5).into()]),
         SequenceEvent::Token(TokenLogprobs {
             token: 259,
             logprob: Some(-0.25),

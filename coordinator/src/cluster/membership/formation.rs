@@ -119,17 +119,17 @@ impl Membership {
         epoch.events = Some(events);
         let info = group_info(epoch, &self.members);
         tracing::info!(epoch = epoch.number, "epoch serves");
-        self.state.send_replace(State::Serving(info.clone()));
         let group = Group {
             epoch: epoch.number,
             plan: epoch.plan.clone(),
-            info,
+            info: info.clone(),
             links,
             events: receiver,
             end: self.ends.0.clone(),
         };
-        // The step loop ends only when the coordinator does.
+        // Before anybody hears that it serves. The step loop ends only when the coordinator does.
         let _ = self.groups.send(group);
+        self.state.send_replace(State::Serving(info));
     }
 }
 

@@ -164,6 +164,7 @@ impl Worker {
         let table = self.tables.entry(id).or_insert(Table {
             blocks: Vec::new(),
             positions,
+            has_rules: false,
         });
         assert_eq!(row.position, table.positions, "positions have no gap");
         table.blocks.extend(&row.new_blocks);
@@ -199,18 +200,15 @@ impl Worker {
         }
         if let Some(sample) = &row.sample {
             // Rules come once, and with every token that came before, on the wire or in the cache.
+            let known = self.tables.get_mut(&id).expect("it ran");
             assert_eq!(
                 sample.rules.is_some(),
-                !table.has_rules,
+                !std::mem::replace(&mut known.has_rules, true),
                 "rules of sequence {id}"
             );
             if let Some(rules) = &sample.rules {
-                let before: Vec<u32> = (0..row.position)
-                    .map(|at| self.texts[&id].tokens[at])
-                    .collect();
-                assert_eq!(rules.history, before);
+                assert_eq!(rules.history, text.tokens[..row.position]);
             }
-            table.has_rules = true;
         }
         for (offset, &target) in row.prompt_targets.iter().enumerate() {
             assert_eq!(target, text.tokens[row.position + offset + 1]);
@@ -222,7 +220,7 @@ impl Worker {
         }
         let first = row.position + 1;
         let prompt_logprobs = (first..first + row.prompt_targets.len())
-            .map(|at| -(at as f32))
+            .map(|at| (-(at as f32)).into())
             .collect::<Vec<_>>();
         (token.is_some() || !prompt_logprobs.is_empty()).then(|| RowResult {
             row: index,

@@ -11,7 +11,7 @@ fn prompt_targets_and_samples_share_the_logit_rows() {
     let (step, events) = turn(&mut it, 6);
     assert_eq!(shape(&step), [(1, 2, 1, true), (2, 0, 2, false)]);
     assert_eq!(step.rows[1].prompt_targets, [101, 102]);
-    let logprobs = vec![-101.0, -102.0];
+    let logprobs = vec![(-101.0).into(), (-102.0).into()];
     assert_eq!(
         events,
         [
@@ -29,7 +29,7 @@ fn prompt_targets_and_samples_share_the_logit_rows() {
         (shape(&step)[1], step.rows[1].prompt_targets.as_slice()),
         ((2, 4, 2, true), [105].as_slice())
     );
-    let logprobs = vec![-105.0];
+    let logprobs = vec![(-105.0).into()];
     assert_eq!(
         events[1..],
         [

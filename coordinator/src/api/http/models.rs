@@ -1,0 +1,61 @@
+//! What is served, and whether it is.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value as Json, json};
+
+use super::super::status::ApiError;
+use super::ask::check_model;
+use super::{Api, HttpError, Server, error};
+use crate::request::{Engine, SubmitError};
+
+pub(super) async fn list<E: Engine>(State(server): Api<E>) -> Response {
+    let list = json!({"object": "list", "data": [model(&server)]});
+    error::json_response(StatusCode::OK, &list)
+}
+
+pub(super) async fn one<E: Engine>(
+    State(server): Api<E>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let served = server.frontend.model();
+    // The name of a checkpoint's folder may begin with a slash, which the path already has.
+    if served.name.strip_prefix('/') != Some(&id) {
+        check_model(Some(&id), served)?;
+    }
+    Ok(error::json_response(StatusCode::OK, &model(&server)))
+}
+
+fn model<E: Engine>(server: &Server<E>) -> Json {
+    let model = server.frontend.model();
+    json!({
+        "id": model.name,
+        "object": "model",
+        "created": server.started,
+        "owned_by": "secondwind",
+        "max_model_len": model.max_context_tokens,
+    })
+}
+
+pub(super) async fn embeddings() -> ApiError {
+    HttpError::NotOffered { what: "embeddings" }.into()
+}
+
+/// The process lives.
+pub(super) async fn health() -> Response {
+    error::json_response(StatusCode::OK, &json!({"status": "ok"}))
+}
+
+/// A group serves.
+pub(super) async fn ready<E: Engine>(State(server): Api<E>) -> Result<Response, ApiError> {
+    match server.frontend.group() {
+        Some(_) => Ok(error::json_response(
+            StatusCode::OK,
+            &json!({"status": "ready"}),
+        )),
+        None => Err(ApiError::Submit(SubmitError::NoGroup {
+            detail: "workers are missing or still loading".to_owned(),
+        })),
+    }
+}
