@@ -17,16 +17,25 @@ wait
 for arch in sm_61 sm_75; do
     "$binary" bench kernels --device cuda:0 --kernel-pack "$pack" --arch-override $arch \
         --svg "$out/roofline-$arch.svg" > "$out/kernels-$arch.txt"
-    "$binary" bench model --kernel-pack "$pack" --arch-override $arch --shape qwen2.5-7b > "$out/7b-$arch.txt"
 done
+model() { "$binary" bench model --kernel-pack "$pack" --arch-override "$@"; }
+profile() { "$binary" profile --kernel-pack "$pack" --arch-override sm_75 --prompt 2048 "$@"; }
+model sm_61 --shape qwen2.5-7b > "$out/7b-sm_61.txt"
 for shape in 7b 14b 32b; do
-    "$binary" bench model --kernel-pack "$pack" --arch-override sm_75 --shape qwen2.5-$shape > "$out/$shape-sm_75.txt"
+    model sm_75 --shape qwen2.5-$shape > "$out/$shape-sm_75.txt"
 done
-"$binary" bench model --kernel-pack "$pack" --arch-override sm_75 --shape qwen2.5-7b --lm-head int8 > "$out/7b-int8-sm_75.txt"
+model sm_75 --shape qwen2.5-7b --lm-head int8 > "$out/7b-int8-sm_75.txt"
+model sm_75 --shape qwen2.5-7b --kv-dtype int8 > "$out/7b-kv-int8-sm_75.txt"
+for shape in 7b 14b; do
+    profile --shape qwen2.5-$shape > "$out/profile-$shape.txt"
+done
 
 if [ "$cards" -gt 1 ]; then
-    pair() { "$binary" bench model --kernel-pack "$pack" --arch-override sm_75 --shape qwen2.5-32b --device cuda:0,cuda:1; }
-    pair > "$out/32b-pair-p2p.txt"
-    NCCL_P2P_DISABLE=1 pair > "$out/32b-pair-shm.txt"
-    NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_NET=Socket NCCL_SOCKET_IFNAME=lo pair > "$out/32b-pair-sockets.txt"
+    pair() {
+        model sm_75 --shape qwen2.5-32b --device cuda:0,cuda:1 > "$out/32b-pair-$1.txt"
+        profile --shape qwen2.5-32b --device cuda:0,cuda:1 > "$out/profile-32b-pair-$1.txt"
+    }
+    pair p2p
+    NCCL_P2P_DISABLE=1 pair shm
+    NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_NET=Socket NCCL_SOCKET_IFNAME=lo pair sockets
 fi

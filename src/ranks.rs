@@ -4,7 +4,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use secondwind_kernels::cuda;
+use secondwind_kernels::{cuda, select::Instruction};
 use secondwind_model::{
     capabilities::Capabilities,
     checkpoint::Checkpoint,
@@ -205,6 +205,14 @@ impl RankFlags {
 }
 
 impl Group {
+    /// What each kind of instruction reaches alone on rank 0's card; nothing for a processor.
+    pub fn peaks(&self) -> Result<Vec<(Instruction, f64)>> {
+        match self.devices.first() {
+            Some(Open::Cuda(card, _)) => Ok(cuda::bench::instruction_peaks(card)?),
+            Some(Open::Cpu(..)) | None => Ok(Vec::new()),
+        }
+    }
+
     /// Plans the model over the devices; all of `load` has room in the KV cache.
     pub fn plan(&self, load: &Load) -> Result<ShardPlan> {
         let settings = PlanSettings {

@@ -1,6 +1,11 @@
 //! The golden checkpoints on a card, by the code of every architecture that it can run. Without a card
 //! every test is listed as ignored.
 
+#[path = "cluster/exam.rs"]
+mod exam;
+#[allow(dead_code)] // Shared with the tests of clusters.
+#[path = "cluster/harness.rs"]
+mod harness;
 mod ranks;
 
 use std::sync::{PoisonError, RwLock};
@@ -21,6 +26,7 @@ use secondwind_model::{
     plan::{KvDType, LmHead, Precision},
     step::{LogitRules, Sampling},
 };
+use secondwind_worker::Device;
 
 /// A sum over NCCL holds its cards until every rank has come, so nothing else of this process may wait
 /// for them meanwhile.
@@ -91,6 +97,11 @@ fn main() {
         add(
             format!("{name}: an int8 lm_head stays close"),
             int8_head,
+            arch,
+        );
+        add(
+            format!("{name}: the embedded model knows as much as on a cpu"),
+            embedded_model,
             arch,
         );
         add(
@@ -225,6 +236,27 @@ fn two_parts(arch: Option<Arch>) {
             );
         }
     }
+}
+
+/// Through a whole cluster: what 8-bit activations cost is at most a point of the exact score.
+fn embedded_model(arch: Option<Arch>) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let examined = |setup: harness::Setup| runtime.block_on(exam::examine(setup));
+    let on_cpu = examined(harness::Setup::builtin(1)).sums;
+    let card = examined(harness::Setup {
+        device: Device::Cuda(0),
+        arch,
+        precision: Precision::Fast,
+        kv_dtype: KvDType::F16,
+        ..harness::Setup::builtin(1)
+    });
+    let on_card = card.sums;
+    println!("{on_card} sums of {}, {on_cpu} on a cpu", exam::SUMS);
+    println!("facts that are wrong: {:?}", card.wrong_facts);
+    assert!(
+        on_card.abs_diff(on_cpu) * 100 <= exam::SUMS,
+        "{on_card} sums are right, {on_cpu} on a cpu"
+    );
 }
 
 /// Two sequences that decode together, one under rules: greedy tokens are those of a CPU, and are others than

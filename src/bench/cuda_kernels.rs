@@ -126,16 +126,10 @@ struct Ceilings {
 
 impl Ceilings {
     fn measure(device: &Device) -> Result<Self> {
-        let mut peaks = Vec::new();
-        for instruction in Instruction::ALL {
-            if let Some(peak) = bench::instruction_peak(device, instruction)? {
-                peaks.push((instruction, peak));
-            }
-        }
         Ok(Self {
             copy: bench::copy_bandwidth(device)?,
             launch: bench::launch_seconds(device)?,
-            peaks,
+            peaks: bench::instruction_peaks(device)?,
         })
     }
 

@@ -1,15 +1,19 @@
 //! `secondwind bench model`: prompts and decoding of a model of random weights, on one card or more.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use clap::Args;
 use secondwind_model::plan::{self, ModelShape, ShardPlan};
 use secondwind_worker::{
-    backend::Backend,
+    backend::{Backend, LinearUse},
     bench::BenchRank,
     loader::{Phase, Readings},
+    timeline::Mark,
 };
 use serde::Serialize;
 
+use super::roofline::{self, Ceiling, Point};
 use crate::{
     output,
     ranks::{Load, RankFlags, Work, median},
@@ -43,6 +47,9 @@ pub struct ModelFlags {
         default_value = "512,2048"
     )]
     prompt: Vec<usize>,
+    /// Also draw rank 0's roofline into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -93,6 +100,8 @@ struct Measured {
     paths: Vec<String>,
     prompts: Vec<(usize, f64)>,
     decoding: Vec<(u64, f64)>,
+    /// Of the picture.
+    points: Vec<Point>,
 }
 
 /// Runs the command.
@@ -115,6 +124,10 @@ fn measure(flags: &ModelFlags) -> Result<Report> {
     let (model, shape) = (group.model.clone(), group.shape.clone());
     // A copy reads and writes at the same time; its rate is what a card says of its reads.
     let copy = group.capabilities[0].read_bytes_per_second;
+    let ceilings = match flags.svg {
+        Some(_) => group.peaks()?,
+        None => Vec::new(),
+    };
     let measured = group.run(
         &plan,
         &Measure {
@@ -124,6 +137,18 @@ fn measure(flags: &ModelFlags) -> Result<Report> {
     )?;
     let root = measured.into_iter().next();
     let root = root.context("no rank ran")?;
+    if let Some(path) = &flags.svg {
+        let ceilings: Vec<Ceiling> = ceilings
+            .into_iter()
+            .map(|(instruction, multiply_adds_per_second)| Ceiling {
+                name: instruction.name(),
+                multiply_adds_per_second,
+            })
+            .collect();
+        let picture = roofline::svg(&model, copy, &ceilings, &root.points);
+        std::fs::write(path, picture)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(report(flags, model, &shape, &plan, copy, root))
 }
 
@@ -131,6 +156,7 @@ impl Work for Measure {
     type Found = Measured;
 
     fn on<B: Backend>(&self, mut rank: BenchRank<B>) -> Result<Measured> {
+        let mut points = Vec::new();
         let mut prompts = Vec::new();
         for &tokens in &self.prompt {
             rank.clear();
@@ -140,7 +166,10 @@ impl Work for Measure {
                 rank.clear();
                 seconds.push(rank.prompt(1, tokens)?);
             }
-            prompts.push((tokens, median(seconds)));
+            let seconds = median(seconds);
+            let linears = rank.linears(tokens, 1)?;
+            points.push(point("a prompt", tokens, seconds, &linears));
+            prompts.push((tokens, seconds));
         }
         let mut decoding = Vec::new();
         for &sequences in &self.batch {
@@ -149,15 +178,33 @@ impl Work for Measure {
                 rank.prompt(sequence, CONTEXT)?;
             }
             rank.decode(sequences, CONTEXT, 3)?;
-            let seconds = rank.decode(sequences, CONTEXT + 3, STEPS)?;
-            decoding.push((sequences, median(seconds)));
+            let seconds = median(rank.decode(sequences, CONTEXT + 3, STEPS)?);
+            let rows = sequences as usize;
+            let linears = rank.linears(rows, rows)?;
+            points.push(point("a decoding step", rows, seconds, &linears));
+            decoding.push((sequences, seconds));
         }
         Ok(Measured {
             readings: rank.readings,
             paths: rank.choices,
             prompts,
             decoding,
+            points,
         })
+    }
+}
+
+/// A whole step in the picture: its products with weights, which are read once.
+fn point(what: &str, rows: usize, seconds: f64, linears: &[(Mark, LinearUse)]) -> Point {
+    let total = |of: fn(&LinearUse) -> u64| -> f64 {
+        linears.iter().map(|(_, linear)| of(linear) as f64).sum()
+    };
+    let multiply_adds = total(|linear| linear.multiply_adds);
+    Point {
+        name: format!("{what} of {rows} tokens"),
+        rows,
+        multiply_adds_per_byte: multiply_adds / total(|linear| linear.read_bytes),
+        multiply_adds_per_second: multiply_adds / seconds,
     }
 }
 

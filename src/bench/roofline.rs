@@ -116,7 +116,12 @@ pub fn svg(title: &str, bytes_per_second: f64, ceilings: &[Ceiling], points: &[P
         .iter()
         .map(|ceiling| ceiling.multiply_adds_per_second)
         .fold(0.0, f64::max);
-    let (least, ridge) = (10f64.powi(x.from), most / bytes_per_second);
+    let least = 10f64.powi(x.from);
+    // Without a ceiling there is nothing that the slope could end at.
+    let ridge = match ceilings {
+        [] => 10f64.powi(x.to),
+        _ => most / bytes_per_second,
+    };
     put(format_args!(
         "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"#333\" stroke-width=\"1.5\"><title>copy bandwidth, {:.0} GB/s</title></line>",
         x.at(least),

@@ -269,6 +269,7 @@ mod tests {
             path,
             rows: 3,
             read_bytes,
+            multiply_adds: 0,
         };
         let mark = |layer| Mark {
             layer: Some(layer),

@@ -217,6 +217,29 @@ fn plan_splits_a_model_over_absent_cards() {
 }
 
 #[test]
+fn bench_model_times_steps_and_draws_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("roofline.svg");
+    let small = ["--batch", "1,2", "--prompt", "16", "--svg"];
+    let output = run(&[
+        &["bench", "model", "--model", CHECKPOINT, "--device", "cpu"],
+        &small[..],
+        &[picture.to_str().unwrap()],
+    ]
+    .concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains("byte times"));
+    let picture = fs::read_to_string(picture).unwrap();
+    for point in [
+        "a prompt of 16 tokens",
+        "a decoding step of 1 tokens",
+        "a decoding step of 2 tokens",
+    ] {
+        assert!(picture.contains(point), "{point} is not in the picture");
+    }
+}
+
+#[test]
 fn profile_shows_where_time_and_memory_go() {
     let profile = |more: &[&'static str]| [&["profile", "--model", CHECKPOINT], more].concat();
     let small = ["--batch", "2", "--context", "9", "--prompt", "17"];

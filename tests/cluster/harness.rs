@@ -3,6 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, HttpSettings, Settings};
+use secondwind_kernels::cuda::{Arch, PackSource};
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use secondwind_proto::v1::{self, inference_client::InferenceClient};
 use secondwind_worker::{Device, LocalHub, WorkerConfig};
@@ -27,6 +28,10 @@ pub struct Setup {
     pub max_waiting: usize,
     pub max_context_tokens: Option<usize>,
     pub kv_dtype: KvDType,
+    pub precision: Precision,
+    pub device: Device,
+    /// Whose code a card runs, instead of its own.
+    pub arch: Option<Arch>,
     /// Of each worker.
     pub memory_bytes: u64,
     pub prefix_cache: bool,
@@ -43,6 +48,9 @@ impl Setup {
             max_waiting: 1024,
             max_context_tokens: None,
             kv_dtype: KvDType::F32,
+            precision: Precision::Exact,
+            device: Device::Cpu,
+            arch: None,
             memory_bytes: 1 << 30,
             prefix_cache: true,
             split: None,
@@ -77,7 +85,7 @@ impl Cluster {
                 max_sequences: setup.max_sequences,
                 max_step_tokens: 256,
                 kv_dtype: setup.kv_dtype,
-                precision: Precision::Exact,
+                precision: setup.precision,
                 lm_head: LmHead::Fp16,
                 memory_reserve_bytes: 0,
                 split: setup.split.clone(),
@@ -119,9 +127,12 @@ impl Cluster {
         let config = WorkerConfig {
             coordinator: format!("http://{}", self.cluster),
             model: self.setup.model.clone(),
-            device: Device::Cpu,
-            kernels: secondwind_kernels::cuda::PackSource::default(),
-            arch_override: None,
+            device: self.setup.device,
+            kernels: PackSource {
+                pack: std::env::var_os("SECONDWIND_WORKER_KERNEL_PACK").map(Into::into),
+                ..PackSource::default()
+            },
+            arch_override: self.setup.arch,
             nccl_library: None,
             nccl_interface: None,
             threads: Some(1),

@@ -1,6 +1,7 @@
 //! Whole clusters in this process: what they promise, and what the embedded model knows.
 
 mod builtin;
+mod exam;
 mod harness;
 mod prefix;
 mod sampling;

@@ -260,6 +260,7 @@ async fn a_client_is_told_what_was_cached() {
         let started = SequenceEvent::Started {
             cached_prompt_tokens,
         };
+        assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
         assert_eq!(stream.recv().await, Some(started));
         assert_eq!(drain(&mut stream).await.0, [200, 201, 202, 203, 204]);
     }

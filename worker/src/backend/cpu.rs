@@ -161,6 +161,7 @@ impl Backend for CpuBackend {
             path: self.path(linear, rows)?.path,
             rows,
             read_bytes: linear.read_bytes(),
+            multiply_adds: (rows * linear.k() * linear.n()) as u64,
         })
     }
 

@@ -176,6 +176,7 @@ impl Backend for CudaBackend {
             path: self.paths.linear(linear, rows)?.path,
             rows,
             read_bytes: linear.read_bytes(),
+            multiply_adds: (rows * linear.k * linear.n) as u64,
         })
     }
 

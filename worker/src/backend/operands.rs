@@ -95,6 +95,8 @@ pub struct LinearUse {
     pub rows: usize,
     /// Bytes of weights, scales and zero points: what one pass over them reads.
     pub read_bytes: u64,
+    /// Of all rows.
+    pub multiply_adds: u64,
 }
 
 /// Number of an operation within a step, for what is found not finite.

@@ -13,7 +13,7 @@ use half::f16;
 
 pub use attention::{AttentionCall, time_attention};
 pub use cublas::Cublas;
-pub use peak::instruction_peak;
+pub use peak::instruction_peaks;
 
 use super::{
     Activations, CudaError, DenseWeights, Device, Guard, Linear, LinearCall, Memory, QuantWeights,

@@ -22,15 +22,22 @@ impl Instruction {
     }
 }
 
-/// Multiply-adds per second of a kernel that issues nothing but `instruction`; `None` where the
-/// architecture's code has no such instruction.
+/// Multiply-adds per second of kernels that issue nothing but one instruction, for each that the
+/// architecture's code has.
 ///
 /// # Errors
 /// The card's.
-pub fn instruction_peak(
-    device: &Device,
-    instruction: Instruction,
-) -> Result<Option<f64>, CudaError> {
+pub fn instruction_peaks(device: &Device) -> Result<Vec<(Instruction, f64)>, CudaError> {
+    let mut peaks = Vec::new();
+    for instruction in Instruction::ALL {
+        if let Some(peak) = instruction_peak(device, instruction)? {
+            peaks.push((instruction, peak));
+        }
+    }
+    Ok(peaks)
+}
+
+fn instruction_peak(device: &Device, instruction: Instruction) -> Result<Option<f64>, CudaError> {
     let (kernel, multiply_adds) = instruction.peak();
     if !device.has(kernel) {
         return Ok(None);

@@ -41,8 +41,12 @@ async fn an_answer_comes_whole() {
     });
     assert_eq!(json["choices"], json!([choice]));
     let prompt = served.engine.submitted.lock().unwrap()[0].prompt.len();
-    let usage =
-        json!({"prompt_tokens": prompt, "completion_tokens": 6, "total_tokens": prompt + 6});
+    let usage = json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": 6,
+        "total_tokens": prompt + 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    });
     assert_eq!(json["usage"], usage);
 }
 

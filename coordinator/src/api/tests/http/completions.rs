@@ -44,6 +44,7 @@ async fn prompts_come_in_four_shapes() {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": 3 * ids.len(),
             "total_tokens": prompt_tokens + 3 * ids.len(),
+            "prompt_tokens_details": {"cached_tokens": 0},
         });
         assert_eq!(json["usage"], usage);
     }
@@ -105,7 +106,7 @@ async fn a_stop_string_is_no_part_of_the_text() {
 async fn a_prompt_is_scored_without_an_answer() {
     let script = vec![
         SequenceEvent::Started {
-            cached_prompt_tokens: 0,
+            cached_prompt_tokens: 2,
         },
         SequenceEvent::PromptLogprobs(vec![(-0.5).into(), (-1.5).into()]),
         finished(FinishReason::Length),
@@ -126,6 +127,8 @@ async fn a_prompt_is_scored_without_an_answer() {
     });
     assert_eq!(json["choices"], json!([choice]));
     assert_eq!(json["usage"]["completion_tokens"], 0);
+    let details = json!({"cached_tokens": 2});
+    assert_eq!(json["usage"]["prompt_tokens_details"], details);
     let submitted = served.engine.submitted.lock().unwrap();
     assert!(submitted[0].prompt_logprobs && submitted[0].max_tokens == 0);
 }
