@@ -9,6 +9,7 @@ use std::{
 use prost::Message;
 use secondwind_coordinator::{
     cluster::{Group, RankEvent, State, WorkerLink},
+    metrics::Metrics,
     request::{Engine, NewSequence, SequenceEvent},
     step_loop::{LoopSettings, StepLoop},
 };
@@ -95,7 +96,7 @@ async fn measure(sequences: usize, world: usize) -> Duration {
         step_deadline: Duration::from_secs(60),
         prefix_cache: true,
     };
-    let (step_loop, engine) = StepLoop::new(settings, formed, watched);
+    let (step_loop, engine) = StepLoop::new(settings, formed, watched, Metrics::new("m"));
     let (_stop, mut stopped) = watch::channel(false);
     tokio::spawn(step_loop.run(async move {
         let _ = stopped.wait_for(|stop| *stop).await;

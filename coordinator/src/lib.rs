@@ -9,10 +9,13 @@
 //! 4. [`step_loop`]: the loop; the only place where scheduler and cluster meet.
 //! 5. [`scheduler`]: pure: who runs when, in which KV blocks.
 //! 6. [`cluster`]: workers, groups, epochs.
+//!
+//! [`metrics`]: what all of them tell Prometheus.
 #![forbid(unsafe_code)]
 
 pub mod api;
 pub mod cluster;
+pub mod metrics;
 pub mod request;
 mod run;
 pub mod scheduler;

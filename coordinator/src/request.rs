@@ -1,10 +1,13 @@
 //! What the API and the step loop say to each other about one sequence.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use secondwind_model::step::{PromptLogprob, Sampling, TokenLogprobs};
 use secondwind_proto::v1;
 use tokio::sync::mpsc;
+
+use crate::metrics::Metrics;
 
 /// A checked request: what the step loop needs to run one sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,4 +137,7 @@ pub trait Engine: Send + Sync + 'static {
 
     /// The group that serves, and its plan; `None` while there is none.
     fn group(&self) -> Option<v1::Group>;
+
+    /// What is counted.
+    fn metrics(&self) -> &Arc<Metrics>;
 }

@@ -20,6 +20,7 @@ use crate::{
         self, Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle,
     },
     cluster::{ClusterService, Collective, Identity, Membership, MembershipSettings, State},
+    metrics::Metrics,
     step_loop::{LoopSettings, StepLoop},
     text::{Text, TextError, TextFiles},
 };
@@ -209,7 +210,12 @@ impl Coordinator {
             step_deadline: config.step_deadline,
             prefix_cache: config.prefix_cache,
         };
-        let (step_loop, engine) = StepLoop::new(loop_settings, formed, state.clone());
+        let (step_loop, engine) = StepLoop::new(
+            loop_settings,
+            formed,
+            state.clone(),
+            Metrics::new(&served.name),
+        );
         let (serving, health) = api::health().await;
         let frontend = Arc::new(Frontend::new(engine, Arc::new(served)));
         let client_router = api::router(frontend, health, config.http)

@@ -30,8 +30,9 @@ use sequences::refused;
 
 use crate::{
     cluster::{EndEpoch, Group, RankEvent, State},
+    metrics::Metrics,
     request::{SequenceEvent, SubmitError},
-    scheduler::{Scheduler, SchedulerSettings, backlog::Pace},
+    scheduler::{Counters, Scheduler, SchedulerSettings, backlog::Pace},
 };
 
 /// Limits that are not the plan's.
@@ -74,6 +75,9 @@ pub struct StepLoop {
     began: Instant,
     /// Of the queue, since `began`.
     pace: Pace,
+    metrics: Arc<Metrics>,
+    /// What the metrics have of the scheduler.
+    counted: Counters,
 }
 
 impl StepLoop {
@@ -82,6 +86,7 @@ impl StepLoop {
         settings: LoopSettings,
         groups: UnboundedReceiver<Group>,
         state: watch::Receiver<State>,
+        metrics: Arc<Metrics>,
     ) -> (Self, Arc<EngineHandle>) {
         let (sender, submissions) = mpsc::unbounded_channel();
         let (open, opened) = watch::channel(false);
@@ -89,6 +94,7 @@ impl StepLoop {
             submissions: sender,
             state,
             open: opened,
+            metrics: Arc::clone(&metrics),
         });
         let step_loop = Self {
             settings,
@@ -102,6 +108,8 @@ impl StepLoop {
             in_flight: VecDeque::new(),
             began: Instant::now(),
             pace: Pace::default(),
+            metrics,
+            counted: Counters::default(),
         };
         (step_loop, handle)
     }
@@ -141,6 +149,7 @@ impl StepLoop {
                         reason,
                         "epoch lost; sequences are kept"
                     );
+                    self.metrics.lost_epoch();
                     self.strike(blame, &reason);
                     self.in_flight.clear();
                     if let Some(scheduler) = &mut self.scheduler {
@@ -255,6 +264,7 @@ impl StepLoop {
                     && client.started.is_none()
                 {
                     client.started = Some(now);
+                    self.metrics.started(client.prompt_tokens);
                     // A first row begins after what is cached.
                     client.tell(SequenceEvent::Started {
                         cached_prompt_tokens: row.position,
@@ -270,8 +280,11 @@ impl StepLoop {
                 result: None,
             });
         }
-        let let_in = scheduler.counters().let_in_tokens;
-        self.pace.observe(self.began.elapsed(), let_in);
+        let counters = scheduler.counters();
+        self.pace
+            .observe(self.began.elapsed(), counters.let_in_tokens);
+        self.metrics.follow(&self.counted, &counters);
+        self.counted = counters;
     }
 
     async fn hear(&mut self, group: &mut Group, event: RankEvent) -> Result<(), EpochEnd> {
@@ -318,12 +331,16 @@ impl StepLoop {
         while let Some(sent) = self.in_flight.front()
             && sent.done.iter().all(|&done| done)
         {
-            let result = self.in_flight.pop_front().and_then(|sent| sent.result);
+            let Some(sent) = self.in_flight.pop_front() else {
+                break;
+            };
+            let now = Instant::now();
+            self.metrics.stepped(now - sent.since);
             if let Some(next) = self.in_flight.front_mut() {
                 // It has waited for the one before it until now.
-                next.since = Instant::now();
+                next.since = now;
             }
-            self.commit(result.unwrap_or_default())?;
+            self.commit(sent.result.unwrap_or_default())?;
         }
         Ok(())
     }

@@ -128,6 +128,22 @@ fn a_demo_that_stays_up_serves_http_and_grpc_at_one_address() {
         assert!(if at == 3 { best == own } else { best >= own }, "{answer}");
     }
 
+    let (status, metrics) = http(endpoint, "GET", "/metrics", "");
+    assert_eq!(status, 200);
+    let value = |name: &str| -> f64 {
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name} ")));
+        let value = line.unwrap_or_else(|| panic!("no {name} in\n{metrics}"));
+        value.parse().unwrap()
+    };
+    assert!(value("secondwind_generation_tokens_total") > 2.0);
+    assert!(value("secondwind_prompt_tokens_total") > 6.0);
+    assert!(value("secondwind_computed_tokens_total") > 8.0);
+    assert_eq!(value("secondwind_time_to_first_token_seconds_count"), 4.0);
+    assert!(value("secondwind_step_time_seconds_count") > 0.0);
+    assert_eq!(value("secondwind_num_requests_waiting"), 0.0);
+
     // A connection that is kept open and a client that stalls do not keep it from stopping.
     let _idle = TcpStream::connect(endpoint.strip_prefix("http://").unwrap()).unwrap();
     assert_eq!(demo.end("-TERM"), Some(0));

@@ -13,6 +13,7 @@ use super::defaults::SamplingDefaults;
 use super::request::CheckedRequest;
 use super::response::Responses;
 use super::status::ApiError;
+use crate::metrics::Metrics;
 use crate::request::{Engine, SubmitError};
 use crate::text::Text;
 
@@ -83,6 +84,11 @@ impl<E: Engine> Frontend<E> {
         self.engine.group()
     }
 
+    /// What is counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        self.engine.metrics()
+    }
+
     /// Runs `work`, which blocks, beside the async threads; gives up at the deadline.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
@@ -115,7 +121,9 @@ impl<E: Engine> Frontend<E> {
 
     /// Hands a checked request to the step loop. Dropping the responses cancels it.
     pub(super) fn submit(&self, mut checked: CheckedRequest) -> Result<Responses, ApiError> {
-        let events = self.engine.submit(checked.sequence.clone())?;
+        let metrics = self.engine.metrics();
+        let submitted = self.engine.submit(checked.sequence.clone());
+        let events = submitted.inspect_err(|error| metrics.failed(Some(error)))?;
         let prompt_token_ids = std::mem::take(&mut checked.sequence.prompt);
         let tokenizer = Arc::clone(self.model.text.tokenizer());
         Ok(Responses::new(
@@ -123,6 +131,7 @@ impl<E: Engine> Frontend<E> {
             prompt_token_ids,
             events,
             tokenizer,
+            Arc::clone(metrics),
         ))
     }
 }

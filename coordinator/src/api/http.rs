@@ -75,6 +75,7 @@ pub(super) fn router<E: Engine>(frontend: Arc<Frontend<E>>, settings: HttpSettin
         .route("/detokenize", post(tokens::detokenize::<E>))
         .route("/health", get(models::health))
         .route("/ready", get(models::ready::<E>))
+        .route("/metrics", get(models::metrics::<E>))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::new(server))

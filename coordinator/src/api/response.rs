@@ -12,6 +12,7 @@ use tokio_stream::Stream;
 
 use super::request::CheckedRequest;
 use super::status::ApiError;
+use crate::metrics::Metrics;
 use crate::request::{EventStream, FinishReason, SequenceEvent, SequenceTimings, SubmitError};
 use crate::text::decode::{StreamDecoder, TextPiece};
 use crate::text::tokenizer::Tokenizer;
@@ -40,6 +41,9 @@ pub(super) struct Responses {
     completion_tokens: u32,
     last_token: Option<u32>,
     clock: Clock,
+    metrics: Arc<Metrics>,
+    /// Its end was counted.
+    counted: bool,
     /// Sent after the response that was being filled.
     error: Option<ApiError>,
 }
@@ -50,6 +54,7 @@ impl Responses {
         prompt_token_ids: Vec<u32>,
         events: EventStream,
         tokenizer: Arc<Tokenizer>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let sequence = &request.sequence;
         let prompt_tokens = u32::try_from(prompt_token_ids.len()).unwrap_or(u32::MAX);
@@ -79,6 +84,8 @@ impl Responses {
             completion_tokens: 0,
             last_token: None,
             clock: Clock::new(),
+            metrics,
+            counted: false,
             error: None,
         }
     }
@@ -92,6 +99,7 @@ impl Responses {
             match events.recv().await {
                 Some(SequenceEvent::Failed(error)) => {
                     self.events = None;
+                    self.count_failure(Some(&error));
                     return Err(error.into());
                 }
                 first => self.first = first,
@@ -103,7 +111,15 @@ impl Responses {
     /// Ends the call; the sequence is cancelled if it still runs.
     fn fail(&mut self, error: SubmitError) {
         self.events = None;
+        self.count_failure(Some(&error));
         self.error = Some(ApiError::Submit(error));
+    }
+
+    /// Counts the request's end, unless it was counted.
+    fn count_failure(&mut self, error: Option<&SubmitError>) {
+        if !std::mem::replace(&mut self.counted, true) {
+            self.metrics.failed(error);
+        }
     }
 
     /// Takes one event into `response`.
@@ -196,6 +212,10 @@ impl Responses {
         response: &mut v1::GenerateResponse,
     ) {
         self.events = None;
+        if !std::mem::replace(&mut self.counted, true) {
+            let took = self.clock.submitted.elapsed();
+            self.metrics.finished(reason, took, &timings);
+        }
         let reason = match reason {
             FinishReason::Stop => v1::FinishReason::Stop,
             FinishReason::Length => v1::FinishReason::Length,
@@ -220,6 +240,12 @@ impl Responses {
         self.deadline
             .as_mut()
             .is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready())
+    }
+}
+
+impl Drop for Responses {
+    fn drop(&mut self) {
+        self.count_failure(None);
     }
 }
 

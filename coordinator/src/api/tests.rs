@@ -25,6 +25,7 @@ use super::{
     Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle, health,
     router,
 };
+use crate::metrics::Metrics;
 use crate::request::{
     Engine, EventStream, FinishReason, NewSequence, SequenceEvent, SequenceTimings, SubmitError,
 };
@@ -42,6 +43,7 @@ struct ScriptedEngine {
     script: Script,
     submitted: Mutex<Vec<NewSequence>>,
     no_group: AtomicBool,
+    metrics: Arc<Metrics>,
 }
 
 impl Engine for ScriptedEngine {
@@ -58,6 +60,10 @@ impl Engine for ScriptedEngine {
             ..v1::Group::default()
         };
         (!self.no_group.load(Ordering::Relaxed)).then_some(group)
+    }
+
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 }
 
@@ -103,6 +109,7 @@ async fn serve_with(
         script: Box::new(script),
         submitted: Mutex::default(),
         no_group: AtomicBool::new(false),
+        metrics: Metrics::new("fixture"),
     });
     let (serving, health) = health().await;
     let frontend = Arc::new(Frontend::new(Arc::clone(&engine), Arc::new(model)));

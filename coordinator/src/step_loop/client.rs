@@ -1,6 +1,6 @@
 //! The loop's two sides towards the API: the handle that takes sequences, and what it keeps of each client.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use secondwind_model::step::PromptLogprob;
 use secondwind_proto::v1;
@@ -11,6 +11,7 @@ use tokio::sync::{
 
 use crate::{
     cluster::State,
+    metrics::Metrics,
     request::{Engine, EventStream, NewSequence, SequenceEvent, SequenceTimings, SubmitError},
 };
 
@@ -20,6 +21,7 @@ pub struct EngineHandle {
     pub(super) state: watch::Receiver<State>,
     /// The loop's own view of whether it can take sequences.
     pub(super) open: watch::Receiver<bool>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 pub(super) struct Submission {
@@ -33,6 +35,7 @@ pub(super) struct Client {
     pub submitted: Instant,
     pub started: Option<Instant>,
     pub first_token: Option<Instant>,
+    pub last_token: Option<Instant>,
     pub prompt_tokens: usize,
     pub prompt_logprobs: Vec<PromptLogprob>,
     pub strikes: u32,
@@ -80,5 +83,9 @@ impl Engine for EngineHandle {
             State::Serving(group) => Some(group.clone()),
             _ => None,
         }
+    }
+
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 }

@@ -58,6 +58,7 @@ impl StepLoop {
                 submitted: Instant::now(),
                 started: None,
                 first_token: None,
+                last_token: None,
                 prompt_tokens,
                 prompt_logprobs: Vec::new(),
                 strikes: 0,
@@ -96,6 +97,10 @@ impl StepLoop {
             match event {
                 Event::Token { sequence, token } => {
                     if let Some(client) = self.clients.get_mut(&sequence) {
+                        match client.last_token.replace(now) {
+                            Some(last) => self.metrics.next_token(now - last),
+                            None => self.metrics.first_token(now - client.submitted),
+                        }
                         client.first_token.get_or_insert(now);
                         client.tell(SequenceEvent::Token(token));
                     }

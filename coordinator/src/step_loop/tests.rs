@@ -21,6 +21,7 @@ use tokio::{
 use super::*;
 use crate::{
     cluster::WorkerLink,
+    metrics::Metrics,
     request::{Engine, EventStream, FinishReason, NewSequence},
 };
 
@@ -143,7 +144,7 @@ impl Harness {
             step_deadline,
             prefix_cache: true,
         };
-        let (step_loop, engine) = StepLoop::new(settings, formed, watched);
+        let (step_loop, engine) = StepLoop::new(settings, formed, watched, Metrics::new("m"));
         let (stop, mut stopped) = watch::channel(false);
         tokio::spawn(step_loop.run(async move {
             let _ = stopped.wait_for(|stop| *stop).await;

@@ -362,8 +362,7 @@ impl Backend for CudaBackend {
     }
 
     fn sums_aside(&self, collective: &dyn Collective) -> bool {
-        let prefill = |step: &StepMemory| step.phase == Phase::Prefill;
-        collective.takes_device() && self.step.as_ref().is_some_and(prefill)
+        collective.takes_device()
     }
 
     fn select(&mut self, tokens: Range<usize>) {

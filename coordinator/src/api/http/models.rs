@@ -1,13 +1,15 @@
 //! What is served, and whether it is.
 
+use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde_json::{Value as Json, json};
 
 use super::super::status::ApiError;
 use super::ask::check_model;
 use super::{Api, HttpError, Server, error};
+use crate::metrics::CONTENT_TYPE;
 use crate::request::{Engine, SubmitError};
 
 pub(super) async fn list<E: Engine>(State(server): Api<E>) -> Response {
@@ -45,6 +47,14 @@ pub(super) async fn embeddings() -> ApiError {
 /// The process lives.
 pub(super) async fn health() -> Response {
     error::json_response(StatusCode::OK, &json!({"status": "ok"}))
+}
+
+/// What Prometheus scrapes.
+pub(super) async fn metrics<E: Engine>(State(server): Api<E>) -> Response {
+    let mut response = Response::new(Body::from(server.frontend.metrics().render()));
+    let kind = HeaderValue::from_static(CONTENT_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 /// A group serves.

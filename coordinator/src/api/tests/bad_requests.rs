@@ -11,6 +11,7 @@ use super::{
     text_request,
 };
 use crate::api::{Frontend, InferenceService, ServedModel, check_generate};
+use crate::metrics::Metrics;
 use crate::request::FinishReason;
 use crate::text::Text;
 use crate::text::fixture::{VOCAB_SIZE, files};
@@ -468,6 +469,7 @@ async fn a_prompt_that_takes_longer_than_the_deadline_is_given_up() {
         script: Box::new(says(vec![finished(FinishReason::Length)])),
         submitted: Mutex::default(),
         no_group: false.into(),
+        metrics: Metrics::new("fixture"),
     });
     let frontend = Frontend::new(Arc::clone(&engine), Arc::new(model()));
     let service = InferenceService::new(Arc::new(frontend));

@@ -1,9 +1,11 @@
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hyper::Method;
 use serde_json::json;
 
 use super::{answer, get, model, post, request, says, send, serve, serve_model};
+use crate::request::SubmitError;
 use crate::text::fixture::IM_END;
 
 #[tokio::test]
@@ -46,6 +48,39 @@ async fn health_is_the_process_and_readiness_the_group() {
     assert_eq!(reply.status, 503);
     assert_eq!(reply.json()["error"]["code"], "not_ready");
     assert_eq!(reply.headers["retry-after"], "5");
+}
+
+#[tokio::test]
+async fn what_ended_and_how_is_told_to_prometheus() {
+    let served = serve(|sequence, sender| match sequence.prompt.len() {
+        1 => Err(SubmitError::QueueFull {
+            limit: 1,
+            retry_after: Duration::from_secs(1),
+        }),
+        _ => says(answer("x"))(sequence, sender),
+    })
+    .await;
+    let ask = |prompt: &[u32]| json!({"prompt": prompt, "max_tokens": 9});
+    for (prompt, status) in [(&[97, 98][..], 200), (&[97, 98], 200), (&[97], 429)] {
+        let reply = post(&served, "/v1/completions", &ask(prompt)).await;
+        assert_eq!(reply.status, status, "{}", reply.body);
+    }
+    let reply = get(&served, "/metrics").await;
+    assert_eq!(reply.status, 200);
+    let kind = reply.headers["content-type"].to_str().unwrap();
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    for line in [
+        "secondwind_request_success_total{finished_reason=\"stop\"} 2",
+        "secondwind_request_failure_total{reason=\"refused\"} 1",
+        "secondwind_e2e_request_latency_seconds_count 2",
+    ] {
+        assert!(
+            reply.body.lines().any(|it| it == line),
+            "{line}:\n{}",
+            reply.body
+        );
+    }
+    assert!(reply.body.ends_with("# EOF\n"));
 }
 
 #[tokio::test]
