@@ -4,7 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, HttpSettings, Settings};
+use secondwind_coordinator::{
+    Collective, Coordinator, CoordinatorConfig, HttpSettings, Reasoning, Settings,
+};
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use tokio::net::TcpListener;
 
@@ -90,6 +92,10 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
             .context("coordinator.step_timeout is not set")?,
         http: HttpSettings {
             strict: config.boolean("coordinator.strict"),
+            reasoning: match config.text("coordinator.reasoning").as_deref() {
+                Some("keep") => Reasoning::Keep,
+                _ => Reasoning::Split,
+            },
         },
         exit_without_plan: false,
     })

@@ -19,7 +19,7 @@ mod tests;
 pub use connection::{Connection, Connections};
 pub use defaults::SamplingDefaults;
 pub use frontend::{Frontend, ServedModel};
-pub use http::{HttpError, HttpSettings};
+pub use http::{HttpError, HttpSettings, Reasoning};
 pub use inference::InferenceService;
 pub use request::{CheckedRequest, RequestError, check_generate};
 pub use server::{SERVICE_NAME, ServingHandle, health, router};

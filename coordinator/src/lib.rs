@@ -22,6 +22,6 @@ pub mod scheduler;
 pub mod step_loop;
 pub mod text;
 
-pub use api::HttpSettings;
+pub use api::{HttpSettings, Reasoning};
 pub use cluster::Collective;
 pub use run::{Coordinator, CoordinatorConfig, CoordinatorError, Settings, plan_settings};

@@ -4,6 +4,7 @@ pub mod chat;
 pub mod decode;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod reasoning;
 pub mod stop;
 pub mod template;
 #[cfg(test)]

@@ -58,7 +58,8 @@ async fn generate<E: Engine>(
         .enumerate()
         .map(|(index, choice)| {
             let tokenizer = Arc::clone(model.text.tokenizer());
-            let writer = Writer::new(kind, index, &choice, tokenizer);
+            let reasoning = server.settings.reasoning;
+            let writer = Writer::new(kind, index, &choice, tokenizer, reasoning);
             Ok((writer, server.frontend.submit(choice.checked)?))
         })
         .collect::<Result<Vec<_>, ApiError>>()?;

@@ -6,8 +6,10 @@ use secondwind_proto::v1;
 use serde_json::{Value as Json, json};
 
 use super::super::frontend::ServedModel;
+use super::Reasoning;
 use super::ask::{Choice, Kind};
 use super::logprobs::{self, Columns};
+use crate::text::reasoning::{Piece, Splitter};
 use crate::text::tokenizer::Tokenizer;
 
 /// What every object of an answer carries.
@@ -116,7 +118,12 @@ pub(super) struct Writer {
     echo: Option<String>,
     /// Characters written, for the offsets of tokens.
     offset: usize,
+    /// Of a chat whose reasoning stands apart.
+    splitter: Option<Splitter>,
 }
+
+/// Tokens at the end of a prompt that hold an opening tag, if a template wrote one there.
+const OPENING_TOKENS: usize = 16;
 
 impl Writer {
     pub(super) fn new(
@@ -124,10 +131,15 @@ impl Writer {
         index: usize,
         choice: &Choice,
         tokenizer: Arc<Tokenizer>,
+        reasoning: Reasoning,
     ) -> Self {
+        let splits = kind == Kind::Chat && reasoning == Reasoning::Split;
+        let prompt = &choice.checked.sequence.prompt;
+        let prompt_end = &prompt[prompt.len().saturating_sub(OPENING_TOKENS)..];
         Self {
             kind,
             index,
+            splitter: splits.then(|| Splitter::after(&tokenizer.decode(prompt_end, false))),
             tokenizer,
             with_logprobs: choice.checked.sequence.sampling.logprobs.is_some(),
             echoes: choice.echo.is_some(),
@@ -142,15 +154,22 @@ impl Writer {
         let text = self.text(response);
         let finish_reason = finish_reason(response);
         match self.kind {
-            Kind::Chat => json!({
-                "index": self.index,
-                "message": {"role": "assistant", "content": text, "refusal": null},
-                "logprobs": logprobs,
-                "finish_reason": finish_reason,
-            }),
+            Kind::Chat => {
+                let mut message =
+                    json!({"role": "assistant", "content": text.content, "refusal": null});
+                if !text.reasoning.is_empty() {
+                    message["reasoning_content"] = text.reasoning.into();
+                }
+                json!({
+                    "index": self.index,
+                    "message": message,
+                    "logprobs": logprobs,
+                    "finish_reason": finish_reason,
+                })
+            }
             Kind::Completions => json!({
                 "index": self.index,
-                "text": text,
+                "text": text.content,
                 "logprobs": logprobs,
                 "finish_reason": finish_reason,
             }),
@@ -167,17 +186,27 @@ impl Writer {
     pub(super) fn chunk(&mut self, response: &v1::GenerateResponse) -> Option<Json> {
         let logprobs = self.logprobs(response);
         let text = self.text(response);
-        if text.is_empty() && logprobs.is_none() && response.finish.is_none() {
+        if text == Piece::default() && logprobs.is_none() && response.finish.is_none() {
             return None;
         }
         let logprobs = logprobs.unwrap_or(Json::Null);
         let finish_reason = finish_reason(response);
         Some(match self.kind {
-            Kind::Chat if text.is_empty() => self.delta(json!({}), logprobs, finish_reason),
-            Kind::Chat => self.delta(json!({"content": text}), logprobs, finish_reason),
+            Kind::Chat => {
+                let mut delta = json!({});
+                for (name, text) in [
+                    ("reasoning_content", text.reasoning),
+                    ("content", text.content),
+                ] {
+                    if !text.is_empty() {
+                        delta[name] = text.into();
+                    }
+                }
+                self.delta(delta, logprobs, finish_reason)
+            }
             Kind::Completions => json!({
                 "index": self.index,
-                "text": text,
+                "text": text.content,
                 "logprobs": logprobs,
                 "finish_reason": finish_reason,
             }),
@@ -188,10 +217,22 @@ impl Writer {
         json!({"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason})
     }
 
-    fn text(&mut self, response: &v1::GenerateResponse) -> String {
+    fn text(&mut self, response: &v1::GenerateResponse) -> Piece {
         let mut text = self.echo.take().unwrap_or_default();
         text.push_str(&response.text);
-        text
+        let Some(splitter) = &mut self.splitter else {
+            return Piece {
+                reasoning: String::new(),
+                content: text,
+            };
+        };
+        let mut piece = splitter.push(&text);
+        if response.finish.is_some() {
+            let last = splitter.finish();
+            piece.reasoning += &last.reasoning;
+            piece.content += &last.content;
+        }
+        piece
     }
 
     /// None if none were asked for, or no token came.

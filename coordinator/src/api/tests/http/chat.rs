@@ -1,6 +1,7 @@
 use serde_json::{Value as Json, json};
 
-use super::{answer, bytes, finished, likely, post, says, serve, token};
+use super::{answer, bytes, finished, likely, model, post, says, serve, serve_with, token};
+use crate::api::{HttpSettings, Reasoning};
 use crate::request::FinishReason;
 use crate::text::fixture::IM_END;
 
@@ -48,6 +49,40 @@ async fn an_answer_comes_whole() {
         "prompt_tokens_details": {"cached_tokens": 0},
     });
     assert_eq!(json["usage"], usage);
+}
+
+#[tokio::test]
+async fn what_a_model_thinks_stands_apart_from_its_answer() {
+    let text = "<think>\nhm, a < b\n</think>\n\nfour";
+    let served = serve(says(answer(text))).await;
+    let json = post(&served, "/v1/chat/completions", &hello()).await.json();
+    let message = json!({
+        "role": "assistant",
+        "content": "four",
+        "refusal": null,
+        "reasoning_content": "hm, a < b",
+    });
+    assert_eq!(json["choices"][0]["message"], message);
+    let ask = with(hello(), json!({"stream": true}));
+    let events = post(&served, "/v1/chat/completions", &ask).await.events();
+    let all = |name: &str| -> String {
+        let deltas = events.iter().map(|event| &event["choices"][0]["delta"]);
+        deltas.filter_map(|delta| delta[name].as_str()).collect()
+    };
+    assert_eq!(all("reasoning_content"), "hm, a < b");
+    assert_eq!(all("content"), "four");
+    // A text is not a chat.
+    let ask = json!({"prompt": "x", "max_tokens": 40});
+    let json = post(&served, "/v1/completions", &ask).await.json();
+    assert_eq!(json["choices"][0]["text"], text);
+
+    let settings = HttpSettings {
+        reasoning: Reasoning::Keep,
+        ..HttpSettings::default()
+    };
+    let served = serve_with(model(), settings, says(answer(text))).await;
+    let json = post(&served, "/v1/chat/completions", &hello()).await.json();
+    assert_eq!(json["choices"][0]["message"]["content"], text);
 }
 
 #[tokio::test]

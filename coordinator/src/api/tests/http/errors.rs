@@ -359,7 +359,10 @@ async fn what_changes_the_answer_and_is_not_supported_is_refused_by_name() {
 
 #[tokio::test]
 async fn strict_servers_refuse_what_nobody_knows() {
-    let settings = HttpSettings { strict: true };
+    let settings = HttpSettings {
+        strict: true,
+        ..HttpSettings::default()
+    };
     let served = serve_with(super::model(), settings, says(answer("x"))).await;
     let reply = post(
         &served,

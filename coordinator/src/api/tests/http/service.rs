@@ -70,7 +70,7 @@ async fn what_ended_and_how_is_told_to_prometheus() {
     let kind = reply.headers["content-type"].to_str().unwrap();
     assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
     for line in [
-        "secondwind_request_success_total{finished_reason=\"stop\"} 2",
+        "secondwind_request_success_total{finished_reason=\"length\"} 2",
         "secondwind_request_failure_total{reason=\"refused\"} 1",
         "secondwind_e2e_request_latency_seconds_count 2",
     ] {
