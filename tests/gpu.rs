@@ -189,8 +189,8 @@ fn two_cards(arch: Option<Arch>) {
     });
 }
 
-/// Prompts that two cards work on in two parts, the second of which begins within a sequence, against one card,
-/// which sums nothing.
+/// Prompts that two cards work on in two parts, as any step of so many tokens over NCCL, the second of which begins
+/// within a sequence; against one card, which sums nothing.
 fn two_parts(arch: Option<Arch>) {
     let one = Setup {
         on: On::Card(arch),

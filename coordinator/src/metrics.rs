@@ -69,7 +69,8 @@ impl Metrics {
     pub fn new(model: &str) -> Arc<Self> {
         let mut registry = Registry::with_prefix("secondwind");
         let info = [("version", env!("CARGO_PKG_VERSION")), ("model", model)];
-        let info = info.map(|(name, value)| (name, value.to_owned()));
+        // The library writes values as they are.
+        let info = info.map(|(name, value)| (name, escaped(value)));
         registry.register("server", "What serves", Info::new(info.to_vec()));
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
@@ -302,6 +303,12 @@ impl Metrics {
         };
         self.failure.get_or_create(&[("reason", reason)]).inc();
     }
+}
+
+/// As the format has it within quotes.
+fn escaped(value: &str) -> String {
+    let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+    value.replace('\n', "\\n")
 }
 
 fn count(value: usize) -> i64 {

@@ -176,8 +176,9 @@ pub fn relations(values: &Values, sections: &[Section], problems: &mut Vec<Probl
         {
             let message = format!(
                 "{}: {address} is reachable from other machines, and this version neither encrypts nor \
-                 authenticates; listen on 127.0.0.1, or accept that with --insecure",
-                key.path()
+                 authenticates; listen on 127.0.0.1, or accept that with {}.insecure = true (a daemon's --insecure)",
+                key.path(),
+                key.section.name()
             );
             problems.push(Problem::new(origin.clone(), message));
         }

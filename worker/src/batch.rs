@@ -142,6 +142,16 @@ pub enum BatchError {
     },
 }
 
+impl BatchError {
+    /// The sequence whose row is the cause, where that is known.
+    pub fn sequence(&self) -> Option<SequenceId> {
+        match self {
+            Self::Row { sequence, .. } => Some(*sequence),
+            Self::Gap { .. } | Self::TooLarge { .. } => None,
+        }
+    }
+}
+
 /// What a rank remembers between the steps of an epoch.
 #[derive(Debug)]
 pub struct Sequences {

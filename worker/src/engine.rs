@@ -312,14 +312,14 @@ fn execute<B: Backend>(
     };
     let batch = match rank.sequences.batch(step) {
         Ok(batch) => batch,
-        Err(error) => return failed(error.to_string(), false, None),
+        Err(error) => return failed(error.to_string(), false, error.sequence()),
     };
     let Loaded {
         shard, activations, ..
     } = loaded;
     let adjustments = match rank.sequences.adjustments(step, &batch, &shard.vocab) {
         Ok(adjustments) => adjustments,
-        Err(error) => return failed(error.to_string(), false, None),
+        Err(error) => return failed(error.to_string(), false, error.sequence()),
     };
     let outcome: Result<_, ExecError> =
         exec::forward(backend, shard, activations, &batch, &mut rank.collective).and_then(|()| {

@@ -102,6 +102,13 @@ impl Responses {
                     self.count_failure(Some(&error));
                     return Err(error.into());
                 }
+                None => {
+                    self.events = None;
+                    let detail = "the step loop let go of the sequence".to_owned();
+                    let error = SubmitError::Internal { detail };
+                    self.count_failure(Some(&error));
+                    return Err(error.into());
+                }
                 first => self.first = first,
             }
         }

@@ -106,5 +106,8 @@ fn stop_tokens_until(
         let range = "possible where every token of the vocabulary is a stop token";
         return Err(out_of_range(FIELD, min_tokens, range));
     }
-    Ok(stop_tokens.collect())
+    // What has no logit cannot be drawn; checkpoints with a cut vocabulary name such tokens.
+    Ok(stop_tokens
+        .filter(|&token| (token as usize) < vocab_size)
+        .collect())
 }

@@ -23,6 +23,8 @@ struct Draft {
     grants: Vec<Grant>,
     /// What the sequences that decode leave to chunks of prompts.
     step_tokens: usize,
+    /// Of them, what one prompt may take.
+    prompt_tokens: usize,
     logit_rows: usize,
     /// `running[runnable..]` gets no row: it is about to be preempted.
     runnable: usize,
@@ -72,6 +74,10 @@ impl Scheduler {
                     .min(self.running.len() + self.waiting.len()),
             ),
             step_tokens,
+            prompt_tokens: match decoding {
+                0 => left,
+                _ => self.settings.max_prefill_tokens,
+            },
             logit_rows: self.settings.max_logit_rows - decoding,
             runnable: self.running.len(),
             stalled: 0,
@@ -108,7 +114,8 @@ impl Scheduler {
         let (step_tokens, logit_rows) = if decodes {
             (1, 1)
         } else {
-            (draft.step_tokens, draft.logit_rows)
+            let tokens = draft.step_tokens.min(draft.prompt_tokens);
+            (tokens, draft.logit_rows)
         };
         let wanted = sequence.next_row_tokens(step_tokens, logit_rows);
         if wanted == 0 {

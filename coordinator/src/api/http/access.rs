@@ -67,7 +67,11 @@ pub(super) async fn log(mut request: Request, next: Next) -> Response {
     if let Ok(value) = HeaderValue::from_str(line.id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    response.map(|body| Body::new(Logged { body, line }))
+    response.map(|body| {
+        // An empty body is not read at all.
+        line.complete = body.is_end_stream();
+        Body::new(Logged { body, line })
+    })
 }
 
 /// The log's line; written when it is dropped.

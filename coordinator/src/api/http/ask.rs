@@ -1,5 +1,7 @@
 //! What an HTTP request asks, as plain data, and the way through the check that gRPC has too.
 
+use std::sync::Arc;
+
 use secondwind_proto::v1;
 use secondwind_proto::v1::generate_request::Prompt;
 
@@ -23,8 +25,9 @@ pub(super) struct Ask {
     pub kind: Kind,
     /// Absent: whatever is served.
     pub model: Option<String>,
-    /// One for each prompt.
-    pub requests: Vec<v1::GenerateRequest>,
+    /// What all prompts share; without a prompt.
+    pub request: v1::GenerateRequest,
+    pub prompts: Vec<Prompt>,
     /// The prompt is not in a list of prompts.
     pub one_prompt: bool,
     /// Answers to each prompt.
@@ -39,20 +42,25 @@ pub(super) struct Ask {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Choice {
     pub checked: CheckedRequest,
-    /// The prompt, where the answer begins with it.
-    pub echo: Option<String>,
+    /// The prompt, where the answer begins with it; its choices share it.
+    pub echo: Option<Arc<str>>,
 }
 
 impl Ask {
     /// Checks every prompt; renders and tokenizes them. Choices are in the order of their index.
     pub(super) fn check(self, model: &ServedModel) -> Result<Vec<Choice>, ApiError> {
         check_model(self.model.as_deref(), model)?;
-        let mut choices = Vec::with_capacity(self.requests.len() * self.choices);
-        for (index, request) in self.requests.into_iter().enumerate() {
+        let mut choices = Vec::with_capacity(self.prompts.len() * self.choices);
+        for (index, prompt) in self.prompts.into_iter().enumerate() {
             let place = (!self.one_prompt).then_some(index);
-            let text = match &request.prompt {
-                Some(Prompt::Text(text)) if self.echo => Some(text.clone()),
+            let text = match &prompt {
+                Prompt::Text(text) if self.echo => Some(text.clone()),
                 _ => None,
+            };
+            // A copy at a time: lists that are too long are refused before there is another.
+            let request = v1::GenerateRequest {
+                prompt: Some(prompt),
+                ..self.request.clone()
             };
             let checked =
                 check_generate(request, model, None).map_err(|source| ApiError::Named {
@@ -66,7 +74,7 @@ impl Ask {
                         .tokenizer()
                         .decode(&checked.sequence.prompt, false)
                 };
-                text.unwrap_or_else(decode)
+                Arc::<str>::from(text.unwrap_or_else(decode))
             });
             for choice in 0..self.choices {
                 let mut checked = checked.clone();

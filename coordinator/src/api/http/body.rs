@@ -21,7 +21,13 @@ const DROPPED_BYTES: usize = 64 << 20;
 
 /// The body of a JSON request.
 pub(super) async fn read(request: Request) -> Result<Bytes, HttpError> {
-    check_headers(request.headers())?;
+    if let Err(error) = check_headers(request.headers()) {
+        if !request.headers().contains_key(EXPECT) {
+            // A client that still sends does not listen.
+            let _ = timeout(PATIENCE, collect(request.into_body())).await;
+        }
+        return Err(error);
+    }
     let limit_bytes = MAX_REQUEST_BYTES;
     if request.headers().contains_key(EXPECT) && declared_bytes(&request) > limit_bytes as u64 {
         // The client waits for a word before it sends.

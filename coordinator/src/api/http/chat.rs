@@ -12,7 +12,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
     let fields = &mut body;
     let model = fields.text("model")?;
     let mut request = sampling::read(fields)?;
-    request.prompt = Some(Prompt::Chat(messages::chat(fields, strict)?));
+    let prompt = Prompt::Chat(messages::chat(fields, strict)?);
     request.max_tokens = max_tokens(fields)?;
     let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
     let top_logprobs = sampling::token_count(fields, "top_logprobs")?;
@@ -27,7 +27,8 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
     Ok(Ask {
         kind: Kind::Chat,
         model,
-        requests: vec![request],
+        request,
+        prompts: vec![prompt],
         one_prompt: true,
         choices,
         streaming,

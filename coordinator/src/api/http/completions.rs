@@ -43,15 +43,11 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
     }
     let streaming = sampling::streaming(fields, strict)?;
     body.finish(&extras::REQUEST, strict)?;
-    let requests = prompts.into_iter().map(|prompt| {
-        let mut request = request.clone();
-        request.prompt = Some(prompt);
-        request
-    });
     Ok(Ask {
         kind: Kind::Completions,
         model,
-        requests: requests.collect(),
+        request,
+        prompts,
         one_prompt,
         choices,
         streaming,

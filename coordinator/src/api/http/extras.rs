@@ -15,6 +15,10 @@ pub(super) const REQUEST: Extras = Extras {
     unsupported: &[
         // Sampling.
         ("length_penalty", &["1"]),
+        ("repeat_penalty", &["1"]),
+        ("no_repeat_ngram_size", &["0"]),
+        ("max_new_tokens", &[]),
+        ("n_predict", &["-1"]),
         ("best_of", &["1"]),
         ("use_beam_search", &["false"]),
         ("bad_words", &["[]"]),
@@ -38,11 +42,14 @@ pub(super) const REQUEST: Extras = Extras {
         ("guided_regex", &[]),
         ("guided_choice", &[]),
         ("guided_grammar", &[]),
+        ("grammar", &["\"\""]),
+        ("json_schema", &[]),
         ("tools", &["[]"]),
         ("tool_choice", &["\"none\"", "\"auto\""]),
         ("functions", &["[]"]),
         ("function_call", &["\"none\"", "\"auto\""]),
         ("reasoning_effort", &[]),
+        ("enable_thinking", &[]),
         ("verbosity", &[]),
         ("web_search_options", &[]),
         // The answer.
@@ -54,7 +61,8 @@ pub(super) const REQUEST: Extras = Extras {
         ("top_logprobs", &[]),
         ("return_tokens_as_token_ids", &["false"]),
         ("return_token_ids", &["false"]),
-        // Order among requests.
+        // Who may share what was computed, and order among requests.
+        ("cache_salt", &[]),
         ("priority", &["0"]),
     ],
     hints: &[
@@ -81,8 +89,8 @@ pub(super) const STREAM_OPTIONS: Extras = Extras {
     hints: &["include_obfuscation"],
 };
 
-/// Of an object that has no more than what is read.
-pub(super) const NONE: Extras = Extras {
+/// Of a part of a message's content.
+pub(super) const PART: Extras = Extras {
     unsupported: &[],
-    hints: &[],
+    hints: &["cache_control", "annotations"],
 };

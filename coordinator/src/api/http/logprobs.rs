@@ -55,7 +55,8 @@ impl Columns {
                 let rivals = ids.map(|(&id, &logprob)| (tokenizer.token_text(id), logprob));
                 top(rivals, (&text, logprob))
             });
-            self.add(text, logprob.copied(), top, offset);
+            let characters = begun(tokenizer.decode_token(id));
+            self.add((text, characters), logprob.copied(), top, offset);
         }
     }
 
@@ -70,19 +71,25 @@ impl Columns {
             let text = tokenizer.token_text(id);
             let rivals = output.top.iter().map(|top| (top.text.clone(), top.logprob));
             let top = top(rivals, (&text, output.logprob));
-            self.add(text, Some(output.logprob), top, offset);
+            // A special token is no part of the text.
+            let characters = match tokenizer.is_special(id) {
+                true => 0,
+                false => begun(tokenizer.decode_token(id)),
+            };
+            self.add((text, characters), Some(output.logprob), top, offset);
         }
     }
 
+    /// `characters` of the text begin in the token.
     fn add(
         &mut self,
-        text: String,
+        (text, characters): (String, usize),
         logprob: Option<f32>,
         top: Option<Map<String, Json>>,
         offset: &mut usize,
     ) {
         self.text_offset.push(*offset);
-        *offset += text.chars().count();
+        *offset += characters;
         self.tokens.push(text);
         self.token_logprobs.push(logprob);
         self.top_logprobs.push(top);
@@ -100,6 +107,11 @@ impl Columns {
     }
 }
 
+/// Characters that begin in these bytes of UTF-8; a token may end within one.
+fn begun(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80).count()
+}
+
 /// Text and log-probability of the most likely tokens, and of the one that stands there if it is none of
 /// them. Two tokens may have one text: the likelier counts.
 fn top(
@@ -115,4 +127,19 @@ fn top(
     }
     map.entry(own).or_insert_with(|| logprob.into());
     Some(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::begun;
+
+    #[test]
+    fn a_character_counts_where_it_begins() {
+        let bytes = "aé€😀".as_bytes();
+        assert_eq!(begun(bytes), 4);
+        for at in 0..bytes.len() {
+            assert_eq!(begun(&bytes[..at]) + begun(&bytes[at..]), 4);
+        }
+        assert_eq!(begun(&bytes[2..3]), 0);
+    }
 }

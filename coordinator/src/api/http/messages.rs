@@ -58,7 +58,7 @@ fn message(name: &str, json: Json, strict: bool) -> Result<v1::ChatMessage, ApiE
     };
     let tool_calls = fields.list("tool_calls")?.unwrap_or_default();
     let content = match fields.any("content") {
-        Some(json) => content(&fields.name("content"), json)?,
+        Some(json) => content(&fields.name("content"), json, strict)?,
         // What an assistant said may be tool calls alone.
         None if *role == "assistant" => String::new(),
         None => return Err(value_error(fields.name("content"), "is missing")),
@@ -78,7 +78,7 @@ fn message(name: &str, json: Json, strict: bool) -> Result<v1::ChatMessage, ApiE
 }
 
 /// A string, or parts of text, which are lines of it.
-fn content(name: &str, json: Json) -> Result<String, ApiError> {
+fn content(name: &str, json: Json, strict: bool) -> Result<String, ApiError> {
     let parts = match json {
         Json::String(text) => return Ok(text),
         Json::Array(parts) => parts,
@@ -97,7 +97,7 @@ fn content(name: &str, json: Json) -> Result<String, ApiError> {
         }
         let text = part.text("text")?;
         texts.push(text.ok_or_else(|| value_error(part.name("text"), "is missing"))?);
-        part.finish(&extras::NONE, false)?;
+        part.finish(&extras::PART, strict)?;
     }
     Ok(texts.join("\n"))
 }

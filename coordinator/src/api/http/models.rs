@@ -1,6 +1,7 @@
 //! What is served, and whether it is.
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
@@ -19,8 +20,10 @@ pub(super) async fn list<E: Engine>(State(server): Api<E>) -> Response {
 
 pub(super) async fn one<E: Engine>(
     State(server): Api<E>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    // What is no text is no model's name.
+    let id = id.map_or_else(|_| "\u{fffd}".to_owned(), |Path(id)| id);
     let served = server.frontend.model();
     // The name of a checkpoint's folder may begin with a slash, which the path already has.
     if served.name.strip_prefix('/') != Some(&id) {

@@ -115,7 +115,7 @@ pub(super) struct Writer {
     with_logprobs: bool,
     echoes: bool,
     /// The prompt, until it is written.
-    echo: Option<String>,
+    echo: Option<Arc<str>>,
     /// Characters written, for the offsets of tokens.
     offset: usize,
     /// Of a chat whose reasoning stands apart.
@@ -218,7 +218,8 @@ impl Writer {
     }
 
     fn text(&mut self, response: &v1::GenerateResponse) -> Piece {
-        let mut text = self.echo.take().unwrap_or_default();
+        let echo = self.echo.take();
+        let mut text = echo.as_deref().unwrap_or_default().to_owned();
         text.push_str(&response.text);
         let Some(splitter) = &mut self.splitter else {
             return Piece {

@@ -95,6 +95,28 @@ fn alone_a_prompt_gets_whole_steps() {
 }
 
 #[test]
+fn those_without_a_place_give_a_long_prompt_no_more_of_a_step() {
+    let mut arrivals = vec![arrival(0.0, 100, 1000); 15];
+    arrivals.push(arrival(5.0, 4000, 50));
+    arrivals.extend(vec![arrival(5.0, 100, 10); 8]);
+    let replayed = replay(settings(), &StepCost::TWO_P40, &arrivals).unwrap();
+    assert!(stretch(&replayed) < 2.0, "{}", stretch(&replayed));
+}
+
+#[test]
+fn a_long_prompt_leaves_its_share_to_short_ones() {
+    let mut arrivals = vec![arrival(0.0, 100, 1000); 8];
+    arrivals.push(arrival(5.0, 6000, 50));
+    arrivals.extend(vec![arrival(5.1, 100, 10); 3]);
+    let replayed = replay(settings(), &StepCost::TWO_P40, &arrivals).unwrap();
+    let first = |index: usize| replayed.outcomes[index].tokens[0];
+    for short in 9..12 {
+        assert!(first(short) < 6.5, "{}", first(short));
+    }
+    assert!(first(8) > 8.0, "{}", first(8));
+}
+
+#[test]
 fn many_prompts_share_more_of_a_step_than_one() {
     let mut arrivals = vec![arrival(0.0, 10, 400)];
     arrivals.extend((0..15).map(|_| arrival(1.0, 1000, 10)));

@@ -69,6 +69,17 @@ impl Sums {
             op: "nccl",
             what,
         };
+        if let Some(Aside {
+            device: stream,
+            summed,
+            ..
+        }) = &mut self.aside
+        {
+            // A step that failed may have left a sum there, which nothing has waited for.
+            put(stream, summed, 0)
+                .and_then(|()| device.wait_for(&summed[0]))
+                .map_err(|error| failed(error.to_string()))?;
+        }
         let library = self.nccl.clone();
         let library = library.ok_or_else(|| failed("this worker found no NCCL".into()))?;
         let inbox = match self.inbox.take() {

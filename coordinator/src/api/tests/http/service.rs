@@ -32,9 +32,11 @@ async fn models_are_listed() {
             "{path}"
         );
     }
-    let reply = get(&served, "/v1/models/gpt-4").await;
-    assert_eq!(reply.status, 404);
-    assert_eq!(reply.json()["error"]["code"], "model_not_found");
+    for path in ["/v1/models/gpt-4", "/v1/models/%ff"] {
+        let reply = get(&served, path).await;
+        assert_eq!(reply.status, 404);
+        assert_eq!(reply.json()["error"]["code"], "model_not_found");
+    }
 }
 
 #[tokio::test]
