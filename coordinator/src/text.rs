@@ -6,10 +6,12 @@ pub mod decode;
 pub(crate) mod fixture;
 pub mod reasoning;
 pub mod stop;
+mod tags;
 pub mod template;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
+pub mod tool_calls;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -145,6 +147,12 @@ impl Text {
     /// The checkpoint has a chat template, usable or not.
     pub fn has_chat_template(&self) -> bool {
         self.templates.is_some()
+    }
+
+    /// The chat template writes the tools that it is given.
+    pub fn takes_tools(&self) -> bool {
+        let templates = self.templates.as_ref();
+        templates.is_some_and(|templates| templates.as_ref().is_ok_and(|it| it.takes_tools()))
     }
 
     /// Why the chat template cannot be used, if it cannot: worth a warning at start.

@@ -64,6 +64,11 @@ impl ChatTemplates {
         })
     }
 
+    /// Tools that a template is given come into the prompt.
+    pub fn takes_tools(&self) -> bool {
+        self.tool_use.is_some() || self.default.reads("tools")
+    }
+
     /// The prompt for `input`, from the template `tool_use` when there are tools and it exists.
     pub fn render(&self, input: &ChatInput) -> Result<String, TemplateError> {
         let template = match &self.tool_use {

@@ -1,6 +1,8 @@
 //! What a model thinks before it answers, told apart from the answer: Qwen3 writes it between `<think>` and
 //! `</think>`, and templates may open the first of them themselves. Pure.
 
+use super::tags::uncertain;
+
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
 
@@ -95,7 +97,7 @@ impl Splitter {
                     self.held.drain(..at + CLOSE.len());
                     self.state = State::Closed;
                 } else {
-                    let certain = self.held.len() - uncertain(&self.held);
+                    let certain = self.held.len() - uncertain(&self.held, CLOSE);
                     piece.reasoning.extend(self.held.drain(..certain));
                     return false;
                 }
@@ -108,16 +110,6 @@ impl Splitter {
         }
         true
     }
-}
-
-/// Bytes at the end of `text` that may become the closing tag, with the line breaks before them.
-fn uncertain(text: &str) -> usize {
-    let tag = (1..CLOSE.len())
-        .rev()
-        .find(|&length| text.ends_with(&CLOSE[..length]))
-        .unwrap_or(0);
-    let before = &text[..text.len() - tag];
-    tag + before.len() - before.trim_end_matches('\n').len()
 }
 
 #[cfg(test)]

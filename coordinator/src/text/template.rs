@@ -152,6 +152,12 @@ impl ChatTemplate {
         &self.name
     }
 
+    /// The template reads this variable.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.env.get_template(&self.name);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
+
     /// The prompt for `input`. Blocks until it is rendered or a limit is reached.
     pub fn render(
         &self,

@@ -40,7 +40,8 @@ impl RequestId {
     }
 }
 
-fn drawn() -> String {
+/// Random letters for an id.
+pub(super) fn drawn() -> String {
     let mut bytes = [0; 12];
     // Without the system's random numbers ids repeat, which harms nothing but the reading of logs.
     let _ = getrandom::fill(&mut bytes);

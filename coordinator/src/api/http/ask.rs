@@ -7,7 +7,7 @@ use secondwind_proto::v1::generate_request::Prompt;
 
 use super::super::frontend::ServedModel;
 use super::super::request::{CheckedRequest, RequestError, check_generate};
-use super::super::status::ApiError;
+use super::super::status::{ApiError, FieldMistake};
 use super::sampling::Streaming;
 
 /// The endpoint that was called.
@@ -44,6 +44,8 @@ pub(super) struct Choice {
     pub checked: CheckedRequest,
     /// The prompt, where the answer begins with it; its choices share it.
     pub echo: Option<Arc<str>>,
+    /// The model was told of tools, and may call them.
+    pub may_call: bool,
 }
 
 impl Ask {
@@ -53,6 +55,15 @@ impl Ask {
         let mut choices = Vec::with_capacity(self.prompts.len() * self.choices);
         for (index, prompt) in self.prompts.into_iter().enumerate() {
             let place = (!self.one_prompt).then_some(index);
+            let may_call = matches!(&prompt, Prompt::Chat(chat) if !chat.tools_json.is_empty());
+            if may_call && !model.text.takes_tools() {
+                return Err(ApiError::Field {
+                    field: "tools".to_owned(),
+                    detail: "are not supported: the model's chat template does not write them"
+                        .to_owned(),
+                    kind: FieldMistake::Unsupported,
+                });
+            }
             let text = match &prompt {
                 Prompt::Text(text) if self.echo => Some(text.clone()),
                 _ => None,
@@ -81,7 +92,11 @@ impl Ask {
                 let seed = &mut checked.sequence.sampling.seed;
                 *seed = derived_seed(*seed, choice as u64);
                 let echo = echo.clone();
-                choices.push(Choice { checked, echo });
+                choices.push(Choice {
+                    checked,
+                    echo,
+                    may_call,
+                });
             }
         }
         Ok(choices)

@@ -46,6 +46,7 @@ pub(super) const REQUEST: Extras = Extras {
         ("json_schema", &[]),
         ("tools", &["[]"]),
         ("tool_choice", &["\"none\"", "\"auto\""]),
+        ("parallel_tool_calls", &["true"]),
         ("functions", &["[]"]),
         ("function_call", &["\"none\"", "\"auto\""]),
         ("reasoning_effort", &[]),
@@ -67,7 +68,7 @@ pub(super) const REQUEST: Extras = Extras {
     ],
     hints: &[
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-        "prompt_cache_retention", "prediction", "parallel_tool_calls", "spaces_between_special_tokens",
+        "prompt_cache_retention", "prediction", "spaces_between_special_tokens",
         "request_id",
     ],
 };

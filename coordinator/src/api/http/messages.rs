@@ -3,7 +3,7 @@
 use secondwind_proto::v1;
 use serde_json::Value as Json;
 
-use super::super::status::ApiError;
+use super::super::status::{ApiError, FieldMistake};
 use super::extras;
 use super::fields::{Fields, value_error, wrong_kind};
 
@@ -39,12 +39,38 @@ pub(super) fn chat(fields: &mut Fields, strict: bool) -> Result<v1::ChatPrompt, 
     }
     Ok(v1::ChatPrompt {
         messages,
-        tools_json: Vec::new(),
+        tools_json: tools(fields)?,
         template_variables_json: match variables.is_empty() {
             true => String::new(),
             false => Json::Object(variables).to_string(),
         },
     })
+}
+
+/// The tools that the model is told of.
+fn tools(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let mut tools = Vec::new();
+    for (index, tool) in fields.list("tools")?.unwrap_or_default().iter().enumerate() {
+        let named = tool.pointer("/function/name").is_some_and(Json::is_string);
+        if tool["type"] != "function" || !named {
+            let name = format!("{}[{index}]", fields.name("tools"));
+            let detail = "is not of type function, with a function that has a name";
+            return Err(value_error(name, detail));
+        }
+        tools.push(tool.to_string());
+    }
+    let name = fields.name("tool_choice");
+    match fields.any("tool_choice") {
+        None => Ok(tools),
+        Some(Json::String(choice)) if choice == "auto" => Ok(tools),
+        // It cannot call what it is not told of.
+        Some(Json::String(choice)) if choice == "none" => Ok(Vec::new()),
+        Some(_) => Err(ApiError::Field {
+            field: name,
+            detail: "is not supported; leave it out, or take auto or none".to_owned(),
+            kind: FieldMistake::Unsupported,
+        }),
+    }
 }
 
 fn message(name: &str, json: Json, strict: bool) -> Result<v1::ChatMessage, ApiError> {

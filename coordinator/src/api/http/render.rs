@@ -7,10 +7,12 @@ use serde_json::{Value as Json, json};
 
 use super::super::frontend::ServedModel;
 use super::Reasoning;
+use super::access::drawn;
 use super::ask::{Choice, Kind};
 use super::logprobs::{self, Columns};
 use crate::text::reasoning::{Piece, Splitter};
 use crate::text::tokenizer::Tokenizer;
+use crate::text::tool_calls::{Part, Reader};
 
 /// What every object of an answer carries.
 #[derive(Clone, Debug)]
@@ -120,6 +122,18 @@ pub(super) struct Writer {
     offset: usize,
     /// Of a chat whose reasoning stands apart.
     splitter: Option<Splitter>,
+    /// Of a chat whose model may call tools.
+    reader: Option<Reader>,
+    /// Calls written.
+    calls: usize,
+}
+
+/// What of a choice's text goes where.
+#[derive(Debug, Default, PartialEq)]
+struct Written {
+    reasoning: String,
+    content: String,
+    tool_calls: Vec<Json>,
 }
 
 /// Tokens at the end of a prompt that hold an opening tag, if a template wrote one there.
@@ -139,6 +153,8 @@ impl Writer {
         Self {
             kind,
             index,
+            reader: choice.may_call.then(Reader::default),
+            calls: 0,
             splitter: splits.then(|| Splitter::after(&tokenizer.decode(prompt_end, false))),
             tokenizer,
             with_logprobs: choice.checked.sequence.sampling.logprobs.is_some(),
@@ -152,11 +168,17 @@ impl Writer {
     pub(super) fn whole(&mut self, response: &v1::GenerateResponse) -> Json {
         let logprobs = self.logprobs(response).unwrap_or(Json::Null);
         let text = self.text(response);
-        let finish_reason = finish_reason(response);
+        let finish_reason = self.finish_reason(response);
         match self.kind {
             Kind::Chat => {
-                let mut message =
-                    json!({"role": "assistant", "content": text.content, "refusal": null});
+                let content = match text.content.is_empty() && !text.tool_calls.is_empty() {
+                    true => Json::Null,
+                    false => text.content.into(),
+                };
+                let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+                if !text.tool_calls.is_empty() {
+                    message["tool_calls"] = text.tool_calls.into();
+                }
                 if !text.reasoning.is_empty() {
                     message["reasoning_content"] = text.reasoning.into();
                 }
@@ -186,11 +208,11 @@ impl Writer {
     pub(super) fn chunk(&mut self, response: &v1::GenerateResponse) -> Option<Json> {
         let logprobs = self.logprobs(response);
         let text = self.text(response);
-        if text == Piece::default() && logprobs.is_none() && response.finish.is_none() {
+        if text == Written::default() && logprobs.is_none() && response.finish.is_none() {
             return None;
         }
         let logprobs = logprobs.unwrap_or(Json::Null);
-        let finish_reason = finish_reason(response);
+        let finish_reason = self.finish_reason(response);
         Some(match self.kind {
             Kind::Chat => {
                 let mut delta = json!({});
@@ -201,6 +223,9 @@ impl Writer {
                     if !text.is_empty() {
                         delta[name] = text.into();
                     }
+                }
+                if !text.tool_calls.is_empty() {
+                    delta["tool_calls"] = text.tool_calls.into();
                 }
                 self.delta(delta, logprobs, finish_reason)
             }
@@ -217,23 +242,60 @@ impl Writer {
         json!({"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason})
     }
 
-    fn text(&mut self, response: &v1::GenerateResponse) -> Piece {
+    fn text(&mut self, response: &v1::GenerateResponse) -> Written {
         let echo = self.echo.take();
         let mut text = echo.as_deref().unwrap_or_default().to_owned();
         text.push_str(&response.text);
-        let Some(splitter) = &mut self.splitter else {
-            return Piece {
+        let ends = response.finish.is_some();
+        let mut piece = match &mut self.splitter {
+            Some(splitter) => splitter.push(&text),
+            None => Piece {
                 reasoning: String::new(),
                 content: text,
-            };
+            },
         };
-        let mut piece = splitter.push(&text);
-        if response.finish.is_some() {
+        if let Some(splitter) = self.splitter.as_mut().filter(|_| ends) {
             let last = splitter.finish();
             piece.reasoning += &last.reasoning;
             piece.content += &last.content;
         }
-        piece
+        let mut written = Written {
+            reasoning: piece.reasoning,
+            ..Written::default()
+        };
+        let Some(reader) = &mut self.reader else {
+            written.content = piece.content;
+            return written;
+        };
+        let mut parts = reader.push(&piece.content);
+        if ends {
+            parts.extend(reader.finish());
+        }
+        for part in parts {
+            match part {
+                Part::Text(text) => written.content += &text,
+                Part::Call(call) => {
+                    let index = self.calls;
+                    self.calls += 1;
+                    written.tool_calls.push(json!({
+                        "index": index,
+                        "id": format!("call_{}", drawn()),
+                        "type": "function",
+                        "function": {"name": call.name, "arguments": call.arguments},
+                    }));
+                }
+            }
+        }
+        written
+    }
+
+    fn finish_reason(&self, response: &v1::GenerateResponse) -> Json {
+        match response.finish.as_ref().map(v1::Finish::reason) {
+            Some(v1::FinishReason::Stop) if self.calls > 0 => "tool_calls".into(),
+            Some(v1::FinishReason::Stop) => "stop".into(),
+            Some(v1::FinishReason::Length) => "length".into(),
+            Some(v1::FinishReason::Unspecified) | None => Json::Null,
+        }
     }
 
     /// None if none were asked for, or no token came.
@@ -253,13 +315,5 @@ impl Writer {
                 (!columns.is_empty()).then(|| columns.json())
             }
         }
-    }
-}
-
-fn finish_reason(response: &v1::GenerateResponse) -> Json {
-    match response.finish.as_ref().map(v1::Finish::reason) {
-        Some(v1::FinishReason::Stop) => "stop".into(),
-        Some(v1::FinishReason::Length) => "length".into(),
-        Some(v1::FinishReason::Unspecified) | None => Json::Null,
     }
 }

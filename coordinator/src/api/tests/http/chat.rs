@@ -1,9 +1,13 @@
 use serde_json::{Value as Json, json};
 
-use super::{answer, bytes, finished, likely, model, post, says, serve, serve_with, token};
+use super::{
+    answer, bytes, finished, likely, model, model_with, post, says, serve, serve_model, serve_with,
+    token,
+};
 use crate::api::{HttpSettings, Reasoning};
 use crate::request::FinishReason;
-use crate::text::fixture::IM_END;
+use crate::text::Text;
+use crate::text::fixture::{IM_END, VOCAB_SIZE, files};
 
 fn hello() -> Json {
     json!({"messages": [{"role": "user", "content": "hello"}]})
@@ -83,6 +87,107 @@ async fn what_a_model_thinks_stands_apart_from_its_answer() {
     let served = serve_with(model(), settings, says(answer(text))).await;
     let json = post(&served, "/v1/chat/completions", &hello()).await.json();
     assert_eq!(json["choices"][0]["message"]["content"], text);
+}
+
+#[tokio::test]
+async fn calls_of_tools_are_read_from_the_answer() {
+    let text = "<think>\nhm\n</think>\nI see.\n<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let mut events = bytes(text);
+    events.extend([token(IM_END), finished(FinishReason::Stop)]);
+    let mut wide = model();
+    wide.max_context_tokens = 256;
+    let served = serve_model(wide, says(events)).await;
+    let tool = json!({"type": "function", "function": {"name": "add"}});
+    let asking = with(hello(), json!({"tools": [tool], "tool_choice": "auto"}));
+    let json = post(&served, "/v1/chat/completions", &asking).await.json();
+    let choice = &json["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    let message = &choice["message"];
+    assert_eq!(
+        (&message["content"], &message["reasoning_content"]),
+        (&json!("I see."), &json!("hm"))
+    );
+    let call = &message["tool_calls"][0];
+    assert_eq!(
+        call["function"],
+        json!({"name": "add", "arguments": "{\"a\":1}"})
+    );
+    assert_eq!(call["type"], "function");
+    assert!(call["id"].as_str().unwrap().starts_with("call_"));
+    let prompt = served.engine.submitted.lock().unwrap()[0].prompt.len();
+
+    let ask = with(asking.clone(), json!({"stream": true}));
+    let events = post(&served, "/v1/chat/completions", &ask).await.events();
+    let deltas = events.iter().map(|event| &event["choices"][0]["delta"]);
+    let calls: Vec<&Json> = deltas
+        .filter_map(|delta| delta["tool_calls"].get(0))
+        .collect();
+    assert_eq!(calls.len(), 1);
+    assert_eq!(
+        (&calls[0]["index"], &calls[0]["function"]),
+        (&json!(0), &call["function"])
+    );
+    let last = &events.last().unwrap()["choices"][0];
+    assert_eq!(last["finish_reason"], "tool_calls");
+
+    for choice in [
+        json!("required"),
+        json!({"type": "function", "function": {"name": "add"}}),
+    ] {
+        let ask = with(asking.clone(), json!({"tool_choice": choice}));
+        let reply = post(&served, "/v1/chat/completions", &ask).await;
+        assert_eq!(reply.status, 400, "{}", reply.body);
+        let error = &reply.json()["error"];
+        assert_eq!(error["param"], "tool_choice");
+        assert_eq!(error["code"], "unsupported_parameter");
+    }
+    // A model that is not told of tools calls none.
+    for ask in [with(asking, json!({"tool_choice": "none"})), hello()] {
+        let json = post(&served, "/v1/chat/completions", &ask).await.json();
+        let choice = &json["choices"][0];
+        assert_eq!(choice["finish_reason"], "stop");
+        assert!(
+            choice["message"]["content"]
+                .as_str()
+                .unwrap()
+                .contains("<tool_call>")
+        );
+        let submitted = served.engine.submitted.lock().unwrap();
+        assert!(submitted.last().unwrap().prompt.len() < prompt);
+    }
+}
+
+#[tokio::test]
+async fn a_template_without_tools_takes_none() {
+    let files = files(Some("{{ messages[0].content }}"));
+    let served = serve_model(
+        model_with(Text::load(&files, VOCAB_SIZE).unwrap()),
+        says(answer("x")),
+    )
+    .await;
+    let tool = json!({"type": "function", "function": {"name": "add"}});
+    for (tools, told) in [
+        (
+            json!([tool]),
+            "the model's chat template does not write them",
+        ),
+        (json!([{"type": "function"}]), "a function that has a name"),
+        (
+            json!([{"type": "web", "function": {"name": "add"}}]),
+            "is not of type function",
+        ),
+        (json!("add"), "is a string, not a list"),
+    ] {
+        let reply = post(
+            &served,
+            "/v1/chat/completions",
+            &with(hello(), json!({"tools": tools})),
+        )
+        .await;
+        assert_eq!(reply.status, 400, "{}", reply.body);
+        let message = reply.json()["error"]["message"].to_string();
+        assert!(message.contains(told), "{message}");
+    }
 }
 
 #[tokio::test]
