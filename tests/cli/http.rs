@@ -140,7 +140,8 @@ fn a_demo_that_stays_up_serves_http_and_grpc_at_one_address() {
     assert!(value("secondwind_generation_tokens_total") > 2.0);
     assert!(value("secondwind_prompt_tokens_total") > 6.0);
     assert!(value("secondwind_computed_tokens_total") > 8.0);
-    assert_eq!(value("secondwind_time_to_first_token_seconds_count"), 4.0);
+    // The demo's own question, and four of ours that have an answer.
+    assert_eq!(value("secondwind_time_to_first_token_seconds_count"), 5.0);
     assert!(value("secondwind_step_time_seconds_count") > 0.0);
     assert_eq!(value("secondwind_num_requests_waiting"), 0.0);
 
