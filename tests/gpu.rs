@@ -8,7 +8,10 @@ mod exam;
 mod harness;
 mod ranks;
 
-use std::sync::{PoisonError, RwLock};
+use std::{
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use libtest_mimic::{Arguments, Trial};
 use ranks::{
@@ -23,10 +26,18 @@ use secondwind_kernels::{
     select::{AttentionPath, LinearPath},
 };
 use secondwind_model::{
-    plan::{KvDType, LmHead, Precision},
+    checkpoint::Checkpoint,
+    plan::{KvDType, LmHead, Precision, ShardPlan},
     step::{LogitRules, Sampling},
 };
-use secondwind_worker::Device;
+use secondwind_worker::{
+    Device,
+    backend::CudaBackend,
+    bench::BenchRank,
+    collective::{local, nccl::Nccl},
+    loader,
+    timeline::{Mark, Part},
+};
 
 /// A sum over NCCL holds its cards until every rank has come, so nothing else of this process may wait
 /// for them meanwhile.
@@ -212,12 +223,18 @@ fn two_parts(arch: Option<Arch>) {
             cycled.take(len).copied().collect()
         });
         let [alone, together] = [&one, &two].map(|setup| {
-            let mut ranks = Ranks::load(&folder, 400, setup);
+            let mut ranks = Ranks::load(&folder, 512, setup);
             let rows = prompts
                 .iter()
                 .map(|prompt| ranks.sequence(prompt.len()).row(prompt, &prompt[1..], None))
                 .collect();
             let result = ranks.step(rows, Vec::new());
+            let plan = ranks.plan.clone();
+            drop(ranks);
+            if setup.world == 2 {
+                assert_eq!(parts(&folder, &plan, arch, 512), [2, 2]);
+                assert_eq!(parts(&folder, &plan, arch, 511), [1, 1]);
+            }
             let logprobs = result.rows.into_iter().map(|row| {
                 let of = row.prompt_logprobs.into_iter();
                 of.map(|of| of.logprob).collect::<Vec<f32>>()
@@ -308,6 +325,37 @@ fn rules(arch: Option<Arch>) {
     let expected = decoded(On::Cpu, rules.clone());
     assert!(expected[0] != plain[0] && expected[1] == plain[1]);
     assert_eq!(decoded(On::Card(arch), rules), expected);
+}
+
+/// In how many parts each of two ranks works on a prompt, the first step after load: sums that layer 0 waits for.
+fn parts(folder: &Path, plan: &ShardPlan, arch: Option<Arch>, tokens: usize) -> Vec<usize> {
+    let checkpoint = Arc::new(Checkpoint::open(folder).unwrap());
+    let nccl = Arc::new(Nccl::open(None).unwrap());
+    let threads: Vec<_> = local::meshes(2, ranks::DEADLINE)
+        .into_iter()
+        .enumerate()
+        .map(|(rank, mesh)| {
+            let (checkpoint, plan, nccl) = (checkpoint.clone(), plan.clone(), nccl.clone());
+            std::thread::spawn(move || {
+                let card = ranks::card(rank, arch);
+                let backend = CudaBackend::new(card, None, None, Some(nccl)).unwrap();
+                let load = |backend: &mut CudaBackend| {
+                    loader::load(backend, &checkpoint, &plan, rank, |_, _| true)
+                };
+                let shape = checkpoint.shape().unwrap();
+                let rank = BenchRank::new(backend, &shape, &plan, load, Box::new(mesh), true);
+                let profiled = rank.unwrap().profile(|rank| rank.prompt(1, tokens));
+                let sum = Mark {
+                    layer: Some(0),
+                    part: Part::AttentionSum,
+                };
+                let spans = profiled.unwrap().spans;
+                spans.iter().filter(|span| span.mark == sum).count()
+            })
+        })
+        .collect();
+    let parts = threads.into_iter().map(|thread| thread.join().unwrap());
+    parts.collect()
 }
 
 fn plainest(arch: Option<Arch>) {

@@ -149,10 +149,10 @@ impl Text {
         self.templates.is_some()
     }
 
-    /// The chat template writes the tools that it is given.
+    /// False if there is a usable chat template and it leaves out the tools that it is given.
     pub fn takes_tools(&self) -> bool {
         let templates = self.templates.as_ref();
-        templates.is_some_and(|templates| templates.as_ref().is_ok_and(|it| it.takes_tools()))
+        templates.is_none_or(|templates| templates.as_ref().map_or(true, |it| it.takes_tools()))
     }
 
     /// Why the chat template cannot be used, if it cannot: worth a warning at start.

@@ -158,7 +158,7 @@ fn nccl(setup: &Setup) -> Option<Arc<Nccl>> {
 }
 
 /// The card of a rank; ranks beyond the last card share it.
-fn card(rank: usize, arch: Option<cuda::Arch>) -> cuda::Device {
+pub fn card(rank: usize, arch: Option<cuda::Arch>) -> cuda::Device {
     let count = cuda::device_count().unwrap();
     let source = cuda::PackSource {
         pack: std::env::var_os("SECONDWIND_WORKER_KERNEL_PACK").map(Into::into),

@@ -50,7 +50,11 @@ pub(super) fn prompt_ids(
 
 /// The text of a chat.
 pub(super) fn render(chat: v1::ChatPrompt, model: &ServedModel) -> Result<String, RequestError> {
-    match model.text.render_chat(&chat_input(chat)?) {
+    let input = chat_input(chat)?;
+    if input.tools.is_some() && !model.text.takes_tools() {
+        return Err(RequestError::NoTools);
+    }
+    match model.text.render_chat(&input) {
         Some(rendered) => rendered.map_err(RequestError::Template),
         None => Err(RequestError::NoChatTemplate {
             model: model.name.clone(),

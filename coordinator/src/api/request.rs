@@ -132,6 +132,9 @@ pub enum RequestError {
         /// Its name.
         model: String,
     },
+    /// The chat template would leave the tools out without a word.
+    #[error("chat.tools_json: the model's chat template writes no tools; leave them out")]
+    NoTools,
     /// The chat template did not give a prompt.
     #[error("chat: {0}")]
     Template(TemplateError),
@@ -163,6 +166,7 @@ impl RequestError {
             Self::Json { field, .. } | Self::Empty { field } => field.clone(),
             Self::ReservedVariable { .. } => "chat.template_variables_json".to_owned(),
             Self::NoChatTemplate { .. } | Self::Template(_) => "chat".to_owned(),
+            Self::NoTools => "chat.tools_json".to_owned(),
         }
     }
 

@@ -7,7 +7,7 @@ use secondwind_proto::v1::generate_request::Prompt;
 
 use super::super::frontend::ServedModel;
 use super::super::request::{CheckedRequest, RequestError, check_generate};
-use super::super::status::{ApiError, FieldMistake};
+use super::super::status::ApiError;
 use super::sampling::Streaming;
 
 /// The endpoint that was called.
@@ -56,14 +56,6 @@ impl Ask {
         for (index, prompt) in self.prompts.into_iter().enumerate() {
             let place = (!self.one_prompt).then_some(index);
             let may_call = matches!(&prompt, Prompt::Chat(chat) if !chat.tools_json.is_empty());
-            if may_call && !model.text.takes_tools() {
-                return Err(ApiError::Field {
-                    field: "tools".to_owned(),
-                    detail: "are not supported: the model's chat template does not write them"
-                        .to_owned(),
-                    kind: FieldMistake::Unsupported,
-                });
-            }
             let text = match &prompt {
                 Prompt::Text(text) if self.echo => Some(text.clone()),
                 _ => None,

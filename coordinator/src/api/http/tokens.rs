@@ -12,7 +12,7 @@ use super::super::request::check_ids;
 use super::super::status::ApiError;
 use super::ask::{chat_field, check_model};
 use super::fields::{Fields, value_error};
-use super::{Api, body, error, extras, messages, sampling};
+use super::{Api, Server, body, error, extras, messages, sampling};
 use crate::request::Engine;
 
 /// What is tokenized.
@@ -25,12 +25,28 @@ pub(super) async fn tokenize<E: Engine>(
     State(server): Api<E>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    answer(&server, request, tokens).await
+}
+
+pub(super) async fn detokenize<E: Engine>(
+    State(server): Api<E>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer(&server, request, text).await
+}
+
+/// Answers with what `work` makes of the body, which takes time.
+async fn answer<E: Engine>(
+    server: &Server<E>,
+    request: Request,
+    work: fn(Fields, bool, &ServedModel) -> Result<Json, ApiError>,
+) -> Result<Response, ApiError> {
     let body = body::read(request).await?;
     let strict = server.settings.strict;
     let answer = server
         .frontend
         .blocking(None, move |model| {
-            tokens(Fields::parse(&body)?, strict, model)
+            work(Fields::parse(&body)?, strict, model)
         })
         .await?;
     Ok(error::json_response(StatusCode::OK, &answer))
@@ -72,21 +88,6 @@ fn tokens(mut fields: Fields, strict: bool, model: &ServedModel) -> Result<Json,
         "tokens": ids,
         "token_strs": strings,
     }))
-}
-
-pub(super) async fn detokenize<E: Engine>(
-    State(server): Api<E>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let body = body::read(request).await?;
-    let strict = server.settings.strict;
-    let answer = server
-        .frontend
-        .blocking(None, move |model| {
-            text(Fields::parse(&body)?, strict, model)
-        })
-        .await?;
-    Ok(error::json_response(StatusCode::OK, &answer))
 }
 
 fn text(mut fields: Fields, strict: bool, model: &ServedModel) -> Result<Json, ApiError> {

@@ -1,5 +1,6 @@
 //! The HTTP API over a real socket, with a client that is not ours.
 
+mod bad_fields;
 mod chat;
 mod completions;
 mod connections;

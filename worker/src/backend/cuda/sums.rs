@@ -114,12 +114,7 @@ impl Sums {
         part: usize,
         collective: &mut dyn Collective,
     ) -> Result<(), CollectiveError> {
-        let rank = collective.rank();
-        let failed = |error: CudaError| CollectiveError::Device {
-            rank,
-            op: "all_reduce_sum",
-            what: error.to_string(),
-        };
+        let failed = failed_on(collective.rank());
         let aside = match self.aside.take() {
             Some(aside) => aside,
             None => Aside {
@@ -155,12 +150,7 @@ impl Sums {
         host: &mut Pinned<f32>,
         collective: &mut dyn Collective,
     ) -> Result<(), CollectiveError> {
-        let rank = collective.rank();
-        let failed = |error: CudaError| CollectiveError::Device {
-            rank,
-            op: "all_reduce_sum",
-            what: error.to_string(),
-        };
+        let failed = failed_on(collective.rank());
         if !collective.takes_device() {
             let host = &mut host.as_mut_slice()[..elements];
             device.read(x, 0, host).map_err(failed)?;
@@ -183,6 +173,15 @@ fn put(device: &Device, events: &mut Vec<Event>, part: usize) -> Result<(), Cuda
         events.push(device.event()?);
     }
     device.put(&events[part])
+}
+
+/// The card's word on a sum of this rank.
+fn failed_on(rank: usize) -> impl Fn(CudaError) -> CollectiveError + Copy {
+    move |error| CollectiveError::Device {
+        rank,
+        op: "all_reduce_sum",
+        what: error.to_string(),
+    }
 }
 
 /// A sum by a collective that takes a card's memory.

@@ -167,10 +167,7 @@ async fn a_template_without_tools_takes_none() {
     .await;
     let tool = json!({"type": "function", "function": {"name": "add"}});
     for (tools, told) in [
-        (
-            json!([tool]),
-            "the model's chat template does not write them",
-        ),
+        (json!([tool]), "the model's chat template writes no tools"),
         (json!([{"type": "function"}]), "a function that has a name"),
         (
             json!([{"type": "web", "function": {"name": "add"}}]),
