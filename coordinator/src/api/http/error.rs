@@ -162,6 +162,7 @@ fn param_and_code(error: &ApiError) -> (Option<String>, Option<&'static str>) {
 fn request_code(error: &RequestError) -> &'static str {
     match error {
         RequestError::PromptTooLong { .. } => "context_length_exceeded",
+        RequestError::NoTools => "unsupported_parameter",
         _ => "invalid_value",
     }
 }
