@@ -199,18 +199,22 @@ impl TryFrom<v1::TokenSet> for TokenSet {
             return Err(invalid("vocab_size", from.vocab_size.to_string()));
         }
         let vocab_size = from.vocab_size as usize;
-        let listed = |field, ids: v1::TokenIds| match ids.ids.iter().find(|&&id| id >= from.vocab_size)
-        {
-            Some(id) => Err(invalid(field, format!("token {id} of {vocab_size}"))),
-            None => Ok(TokenSet::from_tokens(ids.ids, vocab_size)),
-        };
+        let listed =
+            |field, ids: v1::TokenIds| match ids.ids.iter().find(|&&id| id >= from.vocab_size) {
+                Some(id) => Err(invalid(field, format!("token {id} of {vocab_size}"))),
+                None => Ok(TokenSet::from_tokens(ids.ids, vocab_size)),
+            };
         match from.form {
             Some(Form::Only(ids)) => listed("only", ids),
             Some(Form::AllBut(ids)) => Ok(listed("all_but", ids)?.complement()),
             Some(Form::Bits(bytes)) if bytes.len() == 4 * vocab_size.div_ceil(32) => {
                 let words = bytes.chunks_exact(4);
                 let words: Vec<u32> = words
-                    .map(|word| word.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte)))
+                    .map(|word| {
+                        word.iter()
+                            .rev()
+                            .fold(0, |word, &byte| word << 8 | u32::from(byte))
+                    })
                     .collect();
                 Ok(TokenSet::from_words(&words, vocab_size))
             }

@@ -88,12 +88,19 @@ fn sets_of_tokens_that_do_not_fit_their_vocabulary_are_refused() {
     for (vocab_size, form, named) in [
         (100, Some(Form::Only(ids(100))), "token 100 of 100"),
         (100, Some(Form::AllBut(ids(700))), "token 700 of 100"),
-        (100, Some(Form::Bits(vec![0; 12])), "12 bytes for 100 tokens"),
+        (
+            100,
+            Some(Form::Bits(vec![0; 12])),
+            "12 bytes for 100 tokens",
+        ),
         (u32::MAX, Some(Form::Only(ids(4))), "4294967295"),
         (100, None, "form"),
     ] {
         let error = refused(vocab_size, form);
-        assert!(error.contains(named) && error.contains("TokenSet"), "{error}");
+        assert!(
+            error.contains(named) && error.contains("TokenSet"),
+            "{error}"
+        );
     }
 }
 

@@ -15,13 +15,14 @@ const OPENAI_CHECKS: &str = concat!(
     "/tests/clients/openai_checks.py"
 );
 
-const CHECKS: [&str; 7] = [
+const CHECKS: [&str; 8] = [
     "models",
     "chat",
     "streaming",
     "logprobs",
     "seeds_and_choices",
     "completions",
+    "shapes",
     "errors",
 ];
 

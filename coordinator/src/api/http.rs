@@ -18,6 +18,7 @@ mod messages;
 mod models;
 mod render;
 mod sampling;
+mod shape;
 mod stream;
 mod tokens;
 mod whole;

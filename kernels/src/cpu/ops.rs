@@ -161,11 +161,7 @@ pub fn adjust_logits(
 ///
 /// # Errors
 /// A row outside `logits`, or words for other rows than there are.
-pub fn mask_logits(
-    logits: &mut [f32],
-    width: usize,
-    masks: &RowMasks,
-) -> Result<(), KernelError> {
+pub fn mask_logits(logits: &mut [f32], width: usize, masks: &RowMasks) -> Result<(), KernelError> {
     const OP: &str = "mask_logits";
     let words = width.div_ceil(32);
     expect_length(OP, "words", masks.rows.len() * words, masks.words.len())?;

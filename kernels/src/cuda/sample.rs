@@ -58,8 +58,8 @@ impl SampleScratch {
 
     /// Bytes that [`SampleScratch::new`] takes.
     pub fn bytes_for(rows: usize, width: usize) -> u64 {
-        let words = rows
-            * (3 + width.div_ceil(CHUNK) * CHUNK_WORDS + ROW_WORDS + width.div_ceil(32));
+        let words =
+            rows * (3 + width.div_ceil(CHUNK) * CHUNK_WORDS + ROW_WORDS + width.div_ceil(32));
         let adjustment = size_of::<Adjustment>() + size_of::<f32>();
         (4 * words + Self::adjustments(rows, width) * adjustment) as u64
     }

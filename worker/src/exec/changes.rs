@@ -23,9 +23,10 @@ impl<'a> Changes<'a> {
         samplings: &[&Sampling],
         shard: &Shard<B>,
     ) -> Self {
-        let reported = samplings.iter().enumerate().map(|(row, sampling)| {
-            sampling.logprobs.filter(|_| adjustments.touch(row))
-        });
+        let reported = samplings
+            .iter()
+            .enumerate()
+            .map(|(row, sampling)| sampling.logprobs.filter(|_| adjustments.touch(row)));
         Self {
             adjustments,
             reported: reported.collect(),
