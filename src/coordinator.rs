@@ -82,6 +82,7 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
         max_waiting_tokens: integer("coordinator.max_waiting_tokens")?,
         max_prefill_tokens: integer("coordinator.max_prefill_tokens")?,
         prefix_cache: config.text("coordinator.prefix_cache").as_deref() != Some("off"),
+        max_drafts: integer("coordinator.max_drafts")?,
         collective: match config.text("coordinator.collective").as_deref() {
             Some("grpc") => Collective::Grpc,
             Some("nccl") => Collective::Nccl,

@@ -306,7 +306,7 @@ fn rules(arch: Option<Arch>) {
             let rows = rows.collect();
             let result = ranks.step(rows, Vec::new());
             for (tokens, row) in tokens.iter_mut().zip(result.rows) {
-                tokens.extend(row.token.map(|token| token.token));
+                tokens.extend(row.tokens.into_iter().map(|token| token.token));
             }
         }
         tokens
@@ -414,7 +414,7 @@ fn distributions(ranks: &mut Ranks, golden: &Golden) -> Vec<Vec<(u32, f32)>> {
             result
                 .rows
                 .into_iter()
-                .filter_map(|row| Some(row.token?.top)),
+                .flat_map(|row| row.tokens.into_iter().map(|token| token.top)),
         );
         at = end;
     }

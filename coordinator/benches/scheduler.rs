@@ -32,6 +32,7 @@ fn measure(sequences: usize, kv_blocks: usize) {
         max_waiting: sequences,
         max_waiting_tokens: usize::MAX,
         prefix_cache: true,
+        speculation: None,
     })
     .expect("settings are valid");
     let mut answered = None;
@@ -90,11 +91,11 @@ fn answer(step: &Step) -> StepResult {
         .filter(|(_, row)| row.sample.is_some());
     let rows = rows.map(|(row, _)| RowResult {
         row,
-        token: Some(TokenLogprobs {
+        tokens: vec![TokenLogprobs {
             token: 5,
             logprob: None,
             top: Vec::new(),
-        }),
+        }],
         prompt_logprobs: Vec::new(),
     });
     StepResult {

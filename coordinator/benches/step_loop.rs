@@ -46,7 +46,7 @@ impl WorkerLink for Instantly {
                 .filter(|_| self.rank == 0)
                 .map(|(row, _)| RowResult {
                     row,
-                    token: Some(token()),
+                    tokens: vec![token()],
                     prompt_logprobs: Vec::new(),
                 })
                 .collect(),
@@ -95,6 +95,7 @@ async fn measure(sequences: usize, world: usize) -> Duration {
         max_prefill_tokens: 24,
         step_deadline: Duration::from_secs(60),
         prefix_cache: true,
+        max_drafts: 0,
     };
     let (step_loop, engine) = StepLoop::new(settings, formed, watched, Metrics::new("m"));
     let (_stop, mut stopped) = watch::channel(false);

@@ -48,6 +48,9 @@ pub struct Metrics {
     prefix_hits: Counter,
     prefix_evictions: Counter,
     preemptions: Counter,
+    guessing_rows: Counter,
+    guessed_tokens: Counter,
+    right_guesses: Counter,
     computed_tokens: Counter,
     recomputed_tokens: Counter,
     generation_tokens: Counter,
@@ -109,6 +112,12 @@ impl Metrics {
             "num_preemptions",
             "Sequences sent back to wait because KV blocks ran out",
         );
+        let guessing_rows = counter(
+            "spec_decode_num_drafts",
+            "Rows of steps with guessed tokens",
+        );
+        let guessed_tokens = counter("spec_decode_num_draft_tokens", "Tokens guessed");
+        let right_guesses = counter("spec_decode_num_accepted_tokens", "Those that were right");
         let computed_tokens = counter("computed_tokens", "Tokens of committed steps");
         let recomputed_tokens = counter(
             "recomputed_tokens",
@@ -175,6 +184,9 @@ impl Metrics {
             prefix_hits,
             prefix_evictions,
             preemptions,
+            guessing_rows,
+            guessed_tokens,
+            right_guesses,
             computed_tokens,
             recomputed_tokens,
             generation_tokens,
@@ -224,6 +236,13 @@ impl Metrics {
                 now.prefix_evictions,
             ),
             (&self.preemptions, before.preemptions, now.preemptions),
+            (&self.guessing_rows, before.guessing_rows, now.guessing_rows),
+            (
+                &self.guessed_tokens,
+                before.guessed_tokens,
+                now.guessed_tokens,
+            ),
+            (&self.right_guesses, before.right_guesses, now.right_guesses),
             (
                 &self.computed_tokens,
                 before.computed_tokens,

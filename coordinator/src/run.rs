@@ -59,6 +59,8 @@ pub struct CoordinatorConfig {
     pub max_prefill_tokens: usize,
     /// Requests share the KV of prompts that begin alike.
     pub prefix_cache: bool,
+    /// Tokens that a step guesses of a text that repeats itself, at the most; 0 guesses none.
+    pub max_drafts: usize,
     /// How ranks meet.
     pub collective: Collective,
     /// A step that takes longer ends the epoch.
@@ -209,6 +211,7 @@ impl Coordinator {
             max_prefill_tokens: config.max_prefill_tokens,
             step_deadline: config.step_deadline,
             prefix_cache: config.prefix_cache,
+            max_drafts: config.max_drafts,
         };
         let (step_loop, engine) = StepLoop::new(
             loop_settings,

@@ -16,6 +16,8 @@
 //!   sequence, what the second sampled for it is dropped.
 //! - A sequence with a mask samples only once it was told what it may sample after the token before
 //!   ([`Scheduler::allow`]), so it has one step in flight at the most; the others do not wait for it.
+//! - A decoding row may bring guesses of the tokens to come (`lookup.rs`), in places and rows of logits that no
+//!   other sequence needs. What it gives depends on how many are right, so the sequence waits for it.
 //! - Blocks are taken as tokens are scheduled, the oldest sequence first. When none is left the
 //!   youngest sequence is preempted: its blocks are freed and it waits, with all its tokens, to be
 //!   computed again. If it is in flight, it is left out of steps until that is committed. The oldest
@@ -37,6 +39,7 @@ mod batch;
 pub mod blocks;
 mod cache;
 mod commit;
+mod lookup;
 mod policy;
 pub mod replay;
 mod sequence;
@@ -55,6 +58,7 @@ use policy::{Policy, Waiting};
 use sequence::{Mask, Phase, Sequence, SequenceTable};
 
 pub use commit::CommitError;
+pub use lookup::Speculation;
 pub use sequence::NewSequence;
 pub use settings::{SchedulerSettings, SettingsError};
 
@@ -161,6 +165,12 @@ pub struct Counters {
     pub prefix_queried_tokens: u64,
     /// Sum: those of them that it had, and that were not computed.
     pub prefix_hit_tokens: u64,
+    /// Sum: rows with guesses.
+    pub guessing_rows: u64,
+    /// Sum: guesses of committed steps.
+    pub guessed_tokens: u64,
+    /// Sum: those of them that were right.
+    pub right_guesses: u64,
     /// Sum: cached blocks that were taken for something else.
     pub prefix_evictions: u64,
 }
@@ -226,7 +236,8 @@ impl Scheduler {
             });
         }
         let (tenant, priority) = (new.tenant, new.priority);
-        let sequence = Sequence::new(new, max_context_tokens);
+        let speculates = self.settings.speculation.is_some();
+        let sequence = Sequence::new(new, max_context_tokens, speculates);
         self.check_blocks(&sequence)?;
         let places = self
             .settings

@@ -32,7 +32,7 @@ use crate::{
     cluster::{EndEpoch, Group, RankEvent, State},
     metrics::Metrics,
     request::{SequenceEvent, SubmitError},
-    scheduler::{Counters, Scheduler, SchedulerSettings, backlog::Pace},
+    scheduler::{Counters, Scheduler, SchedulerSettings, Speculation, backlog::Pace},
 };
 
 /// Limits that are not the plan's.
@@ -48,6 +48,8 @@ pub struct LoopSettings {
     pub step_deadline: Duration,
     /// Sequences share the KV of prompts that begin alike.
     pub prefix_cache: bool,
+    /// Tokens that a step guesses of a sequence that repeats itself, at the most.
+    pub max_drafts: usize,
 }
 
 /// A step that was sent.
@@ -211,6 +213,10 @@ impl StepLoop {
                     max_waiting: self.settings.max_waiting,
                     max_waiting_tokens: self.settings.max_waiting_tokens,
                     prefix_cache: self.settings.prefix_cache,
+                    speculation: (self.settings.max_drafts > 0).then_some(Speculation {
+                        max_drafts: self.settings.max_drafts,
+                        row_cost_percent: (100.0 * plan.row_cost()).round() as u32,
+                    }),
                 };
                 let scheduler = Scheduler::new(settings).map_err(|error| error.to_string())?;
                 self.scheduler = Some(scheduler);

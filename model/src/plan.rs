@@ -185,6 +185,22 @@ pub struct RankPlan {
     /// Expected seconds of a one-row decode step, without waiting for others; all-reduces count at
     /// the latency of the group's slowest member.
     pub decode_step_seconds: f64,
+    /// Expected seconds that each further row of a decode step adds, up to eight rows.
+    pub row_seconds: f64,
+}
+
+impl ShardPlan {
+    /// What a further row of a decode step is expected to cost, as a share of a step of one row.
+    pub fn row_cost(&self) -> f64 {
+        let slowest =
+            |seconds: fn(&RankPlan) -> f64| self.ranks.iter().map(seconds).fold(0.0, f64::max);
+        let step = slowest(|rank| rank.decode_step_seconds);
+        if step > 0.0 {
+            slowest(|rank| rank.row_seconds) / step
+        } else {
+            0.0
+        }
+    }
 }
 
 /// Planned bytes by purpose.
@@ -326,6 +342,7 @@ fn assemble(problem: &Problem<'_>, candidate: &Candidate) -> ShardPlan {
             usable_bytes: problem.usable(rank),
             memory: problem.memory(rank, costs(), plan.kv_blocks),
             decode_step_seconds: own + problem.all_reduce_seconds(),
+            row_seconds: costs().map(|cost| cost.row_seconds).sum(),
         });
     }
     plan

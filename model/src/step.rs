@@ -27,6 +27,10 @@ pub struct StepRow {
     pub position: usize,
     /// The tokens.
     pub input: RowInput,
+    /// How many of the last tokens of `input` are guesses: the row has one token before them, samples after
+    /// each of its tokens, and draws as if every guess were right. 0, or the row has no mask, and its
+    /// sequence no rules.
+    pub drafts: usize,
     /// KV blocks appended to the sequence's table before it runs. Of a sequence that workers do not know
     /// the first ones may be full blocks of others, which hold its tokens before `position`; all others
     /// are its own.
@@ -45,7 +49,7 @@ pub struct StepRow {
 pub enum RowInput {
     /// Literal ids.
     Tokens(Vec<u32>),
-    /// The one token that step `step` samples in its row `row`.
+    /// The last token that step `step` samples in its row `row`.
     Sampled {
         /// Step number, the one before at the most.
         step: u64,
@@ -60,6 +64,17 @@ impl RowInput {
         match self {
             Self::Tokens(tokens) => tokens.len(),
             Self::Sampled { .. } => 1,
+        }
+    }
+
+    /// The same with literal ids behind it, if there are any; those follow literal ids only.
+    pub fn followed_by(self, tokens: &[u32]) -> Self {
+        match self {
+            Self::Tokens(mut own) => {
+                own.extend(tokens);
+                Self::Tokens(own)
+            }
+            sampled => sampled,
         }
     }
 
@@ -198,8 +213,9 @@ pub struct StepResult {
 pub struct RowResult {
     /// Index into the step's `rows`.
     pub row: usize,
-    /// The sampled token with its log-probability, when the row sampled.
-    pub token: Option<TokenLogprobs>,
+    /// The sampled tokens with their log-probabilities, in order: the guesses that were right, then one more.
+    /// Empty if the row does not sample.
+    pub tokens: Vec<TokenLogprobs>,
     /// Of `prompt_targets`.
     pub prompt_logprobs: Vec<PromptLogprob>,
 }

@@ -153,6 +153,7 @@ impl From<&RankPlan> for v1::RankPlan {
             graphs_bytes: from.memory.graphs,
             nccl_bytes: from.memory.nccl,
             decode_step_seconds: from.decode_step_seconds,
+            row_seconds: from.row_seconds,
         }
     }
 }
@@ -173,6 +174,7 @@ impl From<v1::RankPlan> for RankPlan {
                 nccl: from.nccl_bytes,
             },
             decode_step_seconds: from.decode_step_seconds,
+            row_seconds: from.row_seconds,
         }
     }
 }

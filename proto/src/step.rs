@@ -50,6 +50,7 @@ impl From<&StepRow> for v1::StepRow {
             sample: from.sample.as_ref().map(Into::into),
             prompt_targets: from.prompt_targets.clone(),
             mask: from.mask.as_ref().map(Into::into),
+            drafts: u32::try_from(from.drafts).unwrap_or(u32::MAX),
         }
     }
 }
@@ -82,6 +83,7 @@ impl TryFrom<v1::StepRow> for StepRow {
             sample: from.sample.map(TryInto::try_into).transpose()?,
             prompt_targets: from.prompt_targets,
             mask: from.mask.map(TryInto::try_into).transpose()?,
+            drafts: from.drafts as usize,
         })
     }
 }
@@ -240,15 +242,7 @@ pub fn step_result_to_wire(epoch: u64, result: StepResult) -> v1::StepResult {
             .into_iter()
             .map(|row| v1::RowResult {
                 row: row.row as u64,
-                token: row.token.map(|token| v1::TokenLogprobs {
-                    token: token.token,
-                    logprob: token.logprob,
-                    top: token
-                        .top
-                        .into_iter()
-                        .map(|(token, logprob)| v1::TopLogprob { token, logprob })
-                        .collect(),
-                }),
+                tokens: row.tokens.into_iter().map(token_to_wire).collect(),
                 prompt_logprobs: row
                     .prompt_logprobs
                     .into_iter()
@@ -259,6 +253,26 @@ pub fn step_result_to_wire(epoch: u64, result: StepResult) -> v1::StepResult {
         gathered_rows: result.gathered_rows,
         compute_us: 0,
         collective_us: 0,
+    }
+}
+
+fn token_to_wire(from: TokenLogprobs) -> v1::TokenLogprobs {
+    let top = from.top.into_iter();
+    v1::TokenLogprobs {
+        token: from.token,
+        logprob: from.logprob,
+        top: top
+            .map(|(token, logprob)| v1::TopLogprob { token, logprob })
+            .collect(),
+    }
+}
+
+fn token_from_wire(from: v1::TokenLogprobs) -> TokenLogprobs {
+    let top = from.top.into_iter();
+    TokenLogprobs {
+        token: from.token,
+        logprob: from.logprob,
+        top: top.map(|top| (top.token, top.logprob)).collect(),
     }
 }
 
@@ -299,15 +313,7 @@ pub fn step_result_from_wire(from: v1::StepResult) -> Result<StepResult, WireErr
             .map(|row| {
                 Ok(RowResult {
                     row: index(row.row, "RowResult", "row")?,
-                    token: row.token.map(|token| TokenLogprobs {
-                        token: token.token,
-                        logprob: token.logprob,
-                        top: token
-                            .top
-                            .into_iter()
-                            .map(|top| (top.token, top.logprob))
-                            .collect(),
-                    }),
+                    tokens: row.tokens.into_iter().map(token_from_wire).collect(),
                     prompt_logprobs: row
                         .prompt_logprobs
                         .into_iter()

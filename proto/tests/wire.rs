@@ -117,17 +117,20 @@ fn row() -> impl Strategy<Value = StepRow> {
         ids(),
         prop::option::of(sampling()),
         ids(),
-        prop::option::of(mask()),
+        (prop::option::of(mask()), 0_usize..9),
     )
         .prop_map(
-            |(sequence, position, input, new_blocks, sample, prompt_targets, mask)| StepRow {
-                sequence,
-                position,
-                input,
-                new_blocks,
-                sample,
-                prompt_targets,
-                mask,
+            |(sequence, position, input, new_blocks, sample, prompt_targets, (mask, drafts))| {
+                StepRow {
+                    sequence,
+                    position,
+                    input,
+                    new_blocks,
+                    sample,
+                    prompt_targets,
+                    mask,
+                    drafts,
+                }
             },
         )
 }
@@ -145,12 +148,11 @@ fn row_result() -> impl Strategy<Value = RowResult> {
     let top = prop::collection::vec((any::<u32>(), -9.0_f32..0.0), 0..3);
     let logprob = (-9.0_f32..0.0, top).prop_map(|(logprob, top)| PromptLogprob { logprob, top });
     let logprobs = prop::collection::vec(logprob, 0..4);
-    (0_usize..64, prop::option::of(token), logprobs).prop_map(|(row, token, prompt_logprobs)| {
-        RowResult {
-            row,
-            token,
-            prompt_logprobs,
-        }
+    let tokens = prop::collection::vec(token, 0..4);
+    (0_usize..64, tokens, logprobs).prop_map(|(row, tokens, prompt_logprobs)| RowResult {
+        row,
+        tokens,
+        prompt_logprobs,
     })
 }
 

@@ -131,6 +131,7 @@ fn settings(flags: &ScheduleFlags, arrivals: &[Arrival]) -> SchedulerSettings {
         max_waiting: flags.max_waiting,
         max_waiting_tokens: usize::MAX,
         prefix_cache: flags.prefix_cache == "on",
+        speculation: None,
     }
 }
 

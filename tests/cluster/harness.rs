@@ -8,7 +8,8 @@ use secondwind_model::plan::{KvDType, LmHead, Precision};
 use secondwind_proto::v1::{self, inference_client::InferenceClient};
 use secondwind_worker::{Device, LocalHub, WorkerConfig};
 use tokio::{
-    net::TcpListener,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
     time::{sleep, timeout},
@@ -35,6 +36,7 @@ pub struct Setup {
     /// Of each worker.
     pub memory_bytes: u64,
     pub prefix_cache: bool,
+    pub max_drafts: usize,
     pub split: Option<Vec<f64>>,
 }
 
@@ -53,6 +55,7 @@ impl Setup {
             arch: None,
             memory_bytes: 1 << 30,
             prefix_cache: true,
+            max_drafts: 4,
             split: None,
         }
     }
@@ -94,6 +97,7 @@ impl Cluster {
             max_waiting_tokens: 1 << 20,
             max_prefill_tokens: 24,
             prefix_cache: setup.prefix_cache,
+            max_drafts: setup.max_drafts,
             collective: setup.collective,
             step_deadline: PATIENCE,
             http: HttpSettings::default(),
@@ -168,6 +172,18 @@ impl Cluster {
         InferenceClient::connect(self.endpoint.clone())
             .await
             .unwrap()
+    }
+
+    /// A figure of `/metrics`.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let address = self.endpoint.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let figure = text.lines().find_map(|line| line.strip_prefix(name));
+        figure.unwrap().trim().parse().unwrap()
     }
 
     /// The group that serves, once its epoch is at least `epoch`.

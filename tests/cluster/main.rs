@@ -7,3 +7,4 @@ mod prefix;
 mod sampling;
 mod serving;
 mod shapes;
+mod speculation;

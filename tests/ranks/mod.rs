@@ -337,6 +337,7 @@ impl Sequence {
             sample,
             prompt_targets: prompt_targets.to_vec(),
             mask: None,
+            drafts: 0,
         };
         self.position += tokens.len();
         row

@@ -151,7 +151,7 @@ pub fn generate(ranks: &mut Ranks, goldens: &[&Golden]) -> Vec<Vec<Step>> {
         let result = ranks.step(rows, Vec::new());
         assert_eq!(result.rows.len(), running.len());
         for (row, &i) in result.rows.into_iter().zip(&running) {
-            let token = row.token.unwrap();
+            let token = row.tokens.into_iter().next().unwrap();
             inputs[i] = vec![token.token];
             outputs[i].push((token.token, token.top));
         }

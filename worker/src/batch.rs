@@ -5,7 +5,7 @@ use std::{
     ops::Range,
 };
 
-use secondwind_model::step::{RowInput, SequenceId, Step, StepRow, TokenSet};
+use secondwind_model::step::{RowInput, Sampling, SequenceId, Step, StepRow, TokenSet};
 
 use crate::rules::{Adjustments, Rules};
 
@@ -35,18 +35,21 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// (tokens) where its key and value go: block * block_tokens + offset.
     pub slots: Vec<u32>,
-    /// Block tables of the step's rows, one after the other.
+    /// Block tables of the rows, one after the other.
     pub block_tables: Vec<u32>,
     /// (rows + 1) where each row's table starts, and the end of the last.
     pub table_offsets: Vec<u32>,
-    /// (tokens) the row of the step that brings it.
+    /// (tokens) the row whose block table is its own.
     pub row_of_token: Vec<u32>,
+    /// (rows) the row of the step that brings it. A row with guesses is laid out as so many rows of one token
+    /// that share a sequence, so that it is a decoding row like any other.
+    pub step_rows: Vec<usize>,
     /// (tokens) tokens of its sequence that it attends to, itself included.
     pub context_lengths: Vec<u32>,
     /// Tokens whose logits are needed, those that sample first.
     pub logit_tokens: Vec<u32>,
-    /// Of `logit_tokens`, the sampling ones: index of the step's row.
-    pub sample_rows: Vec<usize>,
+    /// Of `logit_tokens`, the sampling ones: index of the step's row, and position of what is drawn.
+    pub samples: Vec<(usize, usize)>,
     /// Of `logit_tokens`, the others: (index of the step's row, target).
     pub targets: Vec<(usize, u32)>,
 }
@@ -55,7 +58,7 @@ impl Batch {
     /// True if every row brings one token and samples: such steps repeat with other numbers only.
     pub fn is_decoding(&self) -> bool {
         let rows = self.table_offsets.len().saturating_sub(1);
-        self.tokens.len() == rows && self.sample_rows.len() == rows && self.targets.is_empty()
+        self.tokens.len() == rows && self.samples.len() == rows && self.targets.is_empty()
     }
 
     /// Of each row, in order: tokens that its sequence had before, and tokens of the step.
@@ -66,6 +69,25 @@ impl Batch {
             at += row.len();
             (before, row.len())
         })
+    }
+
+    /// What of the tokens drawn, one for each of `samples`, counts: of each row of `step` that samples, the
+    /// range of those that were drawn after right guesses.
+    pub fn kept(&self, step: &Step, drawn: &[u32]) -> Vec<(usize, Range<usize>)> {
+        let mut kept = Vec::new();
+        let mut start = 0;
+        for row in self.samples.chunk_by(|(a, _), (b, _)| a == b) {
+            let (index, end) = (row[0].0, start + row.len());
+            let guesses = match &step.rows[index].input {
+                RowInput::Tokens(tokens) => &tokens[tokens.len() - (row.len() - 1)..],
+                RowInput::Sampled { .. } => &[],
+            };
+            let right = guesses.iter().zip(&drawn[start..end]);
+            let right = right.take_while(|(guess, drawn)| guess == drawn).count();
+            kept.push((index, start..start + right + 1));
+            start = end;
+        }
+        kept
     }
 
     /// The same decoding step with rows up to `tokens` that read and write no sequence's cache.
@@ -96,7 +118,8 @@ impl Batch {
             row_of_token: (0..count).collect(),
             context_lengths: vec![0; tokens],
             logit_tokens: (0..count).collect(),
-            sample_rows: (0..tokens).collect(),
+            step_rows: Vec::new(),
+            samples: (0..tokens).map(|row| (row, 0)).collect(),
             targets: Vec::new(),
         }
     }
@@ -248,9 +271,26 @@ impl Sequences {
         Ok(batch)
     }
 
-    /// Remembers what a step sampled: (row, token).
-    pub fn sampled(&mut self, tokens: impl IntoIterator<Item = (usize, u32)>) {
-        self.sampled = tokens.into_iter().collect();
+    /// Remembers what `step` sampled: of each row that samples, the guesses that were right and one token
+    /// more. What was computed of wrong guesses is forgotten.
+    pub fn sampled(&mut self, step: &Step, sampled: &[(usize, Vec<u32>)]) {
+        self.sampled.clear();
+        for (index, tokens) in sampled {
+            if let Some(&last) = tokens.last() {
+                self.sampled.insert(*index, last);
+            }
+            let row = &step.rows[*index];
+            if row.drafts > 0
+                && let Some(known) = self.known.get_mut(&row.sequence)
+            {
+                known.tokens = row.position + tokens.len();
+                let full = row.position / self.limits.block_tokens
+                    ..known.tokens / self.limits.block_tokens;
+                for &block in &known.blocks[full] {
+                    self.blocks[block as usize].full = true;
+                }
+            }
+        }
     }
 
     /// Which logits of `step`'s sampling rows change before they are sampled, over a rank's range of the
@@ -265,7 +305,7 @@ impl Sequences {
         vocab: &Range<usize>,
     ) -> Result<Adjustments, BatchError> {
         let mut adjustments = Adjustments::default();
-        for (index, &row) in batch.sample_rows.iter().enumerate() {
+        for (index, &(row, position)) in batch.samples.iter().enumerate() {
             let row = &step.rows[row];
             let known = self.known.get(&row.sequence);
             if let Some(rules) = known.and_then(|known| known.rules.as_ref()) {
@@ -279,7 +319,6 @@ impl Sequences {
                     count: (index + 1) * vocab.len(),
                     limit,
                 })?;
-                let position = row.position + row.input.len();
                 rules.adjust(position, vocab, first, &mut adjustments.changes);
             }
             adjustments.ends.push(adjustments.changes.len());
@@ -332,6 +371,11 @@ impl Sequences {
         if tokens.is_empty() {
             return Err("it carries no token".into());
         }
+        if row.drafts > 0 {
+            let known = self.known.get(&row.sequence);
+            let has_rules = known.is_some_and(|known| known.rules.is_some());
+            check_drafts(row, tokens.len(), has_rules)?;
+        }
         let start = match self.known.get(&row.sequence) {
             Some(known) => known.tokens,
             // A new one may start after full blocks of others, which it shares.
@@ -371,23 +415,27 @@ impl Sequences {
             return Err("it has more prompt targets than tokens".into());
         }
         known.tokens = end;
-        for &block in &known.blocks[row.position / block_tokens..end / block_tokens] {
+        // Of guesses it is not known yet which count.
+        let certain = end - row.drafts;
+        for &block in &known.blocks[row.position / block_tokens..certain / block_tokens] {
             self.blocks[block as usize].full = true;
         }
 
         let first = batch.tokens.len() as u32;
-        batch
-            .block_tables
-            .extend(&known.blocks[..end.div_ceil(block_tokens)]);
-        batch.table_offsets.push(batch.block_tables.len() as u32);
         for (position, &token) in (row.position..).zip(tokens) {
+            if position == row.position || row.drafts > 0 {
+                let table = &known.blocks[..end.div_ceil(block_tokens)];
+                batch.block_tables.extend(table);
+                batch.table_offsets.push(batch.block_tables.len() as u32);
+                batch.step_rows.push(index);
+            }
             batch.tokens.push(in_vocabulary(token)?);
             batch.positions.push(position as u32);
             let block = known.blocks[position / block_tokens] as usize;
             batch
                 .slots
                 .push((block * block_tokens + position % block_tokens) as u32);
-            batch.row_of_token.push(index as u32);
+            batch.row_of_token.push(batch.step_rows.len() as u32 - 1);
             batch.context_lengths.push(position as u32 + 1);
         }
         if let Some(rules) = row.sample.as_ref().and_then(|sample| sample.rules.as_ref()) {
@@ -406,8 +454,11 @@ impl Sequences {
             check_mask(mask, row.sample.is_some(), vocab_size)?;
         }
         if row.sample.is_some() {
-            batch.logit_tokens.push(batch.tokens.len() as u32 - 1);
-            batch.sample_rows.push(index);
+            let tokens = batch.tokens.len() as u32;
+            for (token, position) in (tokens - 1 - row.drafts as u32..tokens).zip(certain..) {
+                batch.logit_tokens.push(token);
+                batch.samples.push((index, position));
+            }
         }
         Ok(())
     }
@@ -464,6 +515,19 @@ fn check_mask(mask: &TokenSet, samples: bool, vocab_size: usize) -> Result<(), S
     }
     if mask.is_empty() {
         return Err("its mask leaves no token".into());
+    }
+    Ok(())
+}
+
+/// The row is one token and guesses, and nothing but them says what is drawn.
+fn check_drafts(row: &StepRow, tokens: usize, has_rules: bool) -> Result<(), String> {
+    let drafts = row.drafts;
+    if drafts != tokens - 1 {
+        return Err(format!("{drafts} of its {tokens} tokens are guesses"));
+    }
+    let free = |sample: &Sampling| sample.rules.is_none() && !has_rules && row.mask.is_none();
+    if !row.sample.as_ref().is_some_and(free) || !row.prompt_targets.is_empty() {
+        return Err("it has guesses, and samples nothing, or not by them alone".into());
     }
     Ok(())
 }

@@ -250,7 +250,7 @@ impl<B: Backend> BenchRank<B> {
             &adjustments.map_err(refused)?,
             collective,
         )?;
-        self.sequences.sampled(outcome.sampled);
+        self.sequences.sampled(&step, &outcome.sampled);
         Ok(start.elapsed())
     }
 
@@ -313,6 +313,7 @@ impl<B: Backend> BenchRank<B> {
             sample: sample.then(Sampling::default),
             prompt_targets: Vec::new(),
             mask: None,
+            drafts: 0,
         }
     }
 }

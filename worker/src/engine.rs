@@ -345,12 +345,13 @@ fn execute<B: Backend>(
             );
             let sequence = error.token(&batch).and_then(|token| {
                 let row = *batch.row_of_token.get(token)?;
-                Some(step.rows.get(row as usize)?.sequence)
+                let row = *batch.step_rows.get(row as usize)?;
+                Some(step.rows.get(row)?.sequence)
             });
             failed(error.to_string(), peer_lost, sequence)
         }
         Ok(outcome) => {
-            rank.sequences.sampled(outcome.sampled);
+            rank.sequences.sampled(step, &outcome.sampled);
             let collective = rank.collective.spent;
             Event::StepDone {
                 epoch: rank.epoch,

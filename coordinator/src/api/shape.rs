@@ -56,7 +56,7 @@ pub(super) fn asked(request: &v1::GenerateRequest) -> Result<Option<Asked>, Requ
 fn shape(wire: &Wire) -> Result<(&'static str, Shape), RequestError> {
     let text = |field, text: &str| match text.len() {
         0 => Err(wrong(field, "is empty")),
-        ..=MAX_GRAMMAR_BYTES => Ok(text.to_owned()),
+        1..=MAX_GRAMMAR_BYTES => Ok(text.to_owned()),
         bytes => Err(too_long(field, bytes)),
     };
     Ok(match wire {

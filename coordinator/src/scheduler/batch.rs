@@ -16,22 +16,37 @@ struct Grant {
     id: SequenceId,
     tokens: usize,
     decodes: bool,
+    /// The last of its tokens.
+    guesses: Vec<u32>,
 }
 
 /// A step while it is decided.
 struct Draft {
     grants: Vec<Grant>,
+    /// Tokens that may still come into the step, those of sequences that decode taken off.
+    left: usize,
     /// What the sequences that decode leave to chunks of prompts.
     step_tokens: usize,
     /// Of them, what one prompt may take.
     prompt_tokens: usize,
     logit_rows: usize,
+    /// Places of the step that nobody can need, for guesses.
+    places: usize,
+    /// One sequence decodes, and no prompt is there to be computed.
+    alone: bool,
     /// `running[runnable..]` gets no row: it is about to be preempted.
     runnable: usize,
     /// Sequences that got no row for want of a block.
     stalled: usize,
     /// Blocks that are free or can be taken once the steps in flight are committed.
     coming: Option<usize>,
+}
+
+impl Draft {
+    /// Tokens that prompts may still take.
+    fn for_prompts(&self) -> usize {
+        self.step_tokens.min(self.left)
+    }
 }
 
 enum Outcome {
@@ -73,12 +88,18 @@ impl Scheduler {
                     .max_running()
                     .min(self.running.len() + self.waiting.len()),
             ),
+            left,
             step_tokens,
             prompt_tokens: match decoding {
                 0 => left,
                 _ => self.settings.max_prefill_tokens,
             },
             logit_rows: self.settings.max_logit_rows - decoding,
+            places: self
+                .settings
+                .max_running()
+                .saturating_sub(self.running.len() + self.waiting.len()),
+            alone: self.running.len() == 1 && self.waiting.is_empty(),
             runnable: self.running.len(),
             stalled: 0,
             coming: None,
@@ -110,16 +131,26 @@ impl Scheduler {
     fn grant(&mut self, id: SequenceId, draft: &mut Draft) -> Outcome {
         let block_tokens = self.settings.block_tokens;
         let decodes = self.decodes(id);
+        let speculation = self.settings.speculation.as_ref();
         let sequence = &mut self.sequences[id];
         let (step_tokens, logit_rows) = if decodes {
             (1, 1)
         } else {
-            let tokens = draft.step_tokens.min(draft.prompt_tokens);
+            let tokens = draft.for_prompts().min(draft.prompt_tokens);
             (tokens, draft.logit_rows)
         };
-        let wanted = sequence.next_row_tokens(step_tokens, logit_rows);
+        let mut wanted = sequence.next_row_tokens(step_tokens, logit_rows);
         if wanted == 0 {
             return Outcome::NothingToDo;
+        }
+        let mut guesses = Vec::new();
+        if decodes {
+            let most = draft.places.min(draft.left).min(draft.logit_rows);
+            let Some(found) = sequence.guesses(speculation, draft.alone, most) else {
+                return Outcome::NothingToDo;
+            };
+            guesses = found;
+            wanted += guesses.len();
         }
         let reach = (sequence.blocks.len() + self.kv.available()).saturating_mul(block_tokens);
         let tokens = wanted.min(reach - sequence.scheduled);
@@ -131,14 +162,21 @@ impl Scheduler {
                 .blocks
                 .push(self.kv.allocate().expect("counted above"));
         }
-        if !decodes {
+        if decodes {
+            guesses.truncate(tokens - 1);
+            draft.places -= guesses.len();
+            draft.left -= guesses.len();
+            draft.logit_rows -= guesses.len();
+        } else {
             draft.step_tokens -= tokens;
+            draft.left -= tokens;
             draft.logit_rows -= sequence.logit_rows(tokens);
         }
         draft.grants.push(Grant {
             id,
             tokens,
             decodes,
+            guesses,
         });
         Outcome::Granted
     }
@@ -231,7 +269,7 @@ impl Scheduler {
     fn let_in(&mut self, id: SequenceId, taken: usize, draft: &Draft) -> bool {
         let block_tokens = self.settings.block_tokens;
         let sequence = &mut self.sequences[id];
-        if draft.step_tokens == 0 {
+        if draft.for_prompts() == 0 {
             return false;
         }
         let cached = self.kv.find(sequence.tenant, sequence.reusable_tokens());
@@ -241,7 +279,7 @@ impl Scheduler {
             return false;
         }
         sequence.start_after(cached, block_tokens);
-        if sequence.next_row_tokens(draft.step_tokens, draft.logit_rows) == 0 {
+        if sequence.next_row_tokens(draft.for_prompts(), draft.logit_rows) == 0 {
             sequence.start_after(Vec::new(), block_tokens);
             return false;
         }
@@ -263,22 +301,25 @@ impl Scheduler {
         let mut rows = Vec::with_capacity(grants.len());
         let mut carried = Vec::with_capacity(grants.len());
         let decodes = grants.iter().filter(|grant| grant.decodes);
-        for &Grant { id, tokens, .. } in decodes.chain(grants.iter().filter(|grant| !grant.decodes))
-        {
+        for grant in decodes.chain(grants.iter().filter(|grant| !grant.decodes)) {
+            let &Grant { id, tokens, .. } = grant;
+            let drafts = grant.guesses.len();
             let sequence = &mut self.sequences[id];
             let end = sequence.scheduled + tokens;
-            let samples = sequence.samples_at(end);
-            let targets = sequence.targets(tokens);
+            let samples = sequence.samples_at(end - drafts);
+            let targets = sequence.targets(tokens - drafts);
             carried.push(InFlightRow {
                 id,
                 end,
                 targets: targets.clone(),
                 samples,
+                drafts,
             });
             rows.push(StepRow {
                 sequence: id,
                 position: sequence.scheduled,
-                input: sequence.input(tokens),
+                input: sequence.input(tokens - drafts).followed_by(&grant.guesses),
+                drafts,
                 new_blocks: sequence.blocks[sequence.sent_blocks..].to_vec(),
                 sample: samples.then(|| sequence.draws()),
                 mask: sequence.allowed().filter(|_| samples),
@@ -290,6 +331,7 @@ impl Scheduler {
             if samples {
                 sequence.phase = Phase::Decode;
                 sequence.pending += 1;
+                sequence.guessing = drafts > 0;
                 sequence.last_sample = (number, rows.len() - 1);
             }
         }

@@ -24,6 +24,8 @@ pub(super) struct InFlightRow {
     /// Positions of its prompt targets.
     pub targets: Range<usize>,
     pub samples: bool,
+    /// How many of its last tokens are guesses.
+    pub drafts: usize,
 }
 
 /// A result that does not answer the oldest step in flight. Nothing of it was taken over; the epoch
@@ -56,15 +58,19 @@ pub enum CommitError {
         /// Rows that must be there.
         expected: usize,
     },
-    /// A token is missing, or one too many.
-    #[error("result of step {step}, row {row}: sampled token expected: {expected}")]
-    Token {
+    /// Too few tokens, or too many.
+    #[error("result of step {step}, row {row}: {tokens} tokens, of {least} to {most}")]
+    Tokens {
         /// The step.
         step: u64,
         /// The row.
         row: usize,
-        /// Whether the row samples.
-        expected: bool,
+        /// Those in the result.
+        tokens: usize,
+        /// Whether the row samples: 0 or 1.
+        least: usize,
+        /// With all its guesses.
+        most: usize,
     },
     /// Too few or too many prompt log-probabilities.
     #[error(
@@ -115,11 +121,15 @@ impl InFlightStep {
             });
         }
         for ((row, sent), answer) in expected().zip(&result.rows) {
-            if answer.token.is_some() != sent.samples {
-                return Err(CommitError::Token {
+            let (tokens, least) = (answer.tokens.len(), usize::from(sent.samples));
+            let most = least + sent.drafts;
+            if !(least..=most).contains(&tokens) {
+                return Err(CommitError::Tokens {
                     step,
                     row,
-                    expected: sent.samples,
+                    tokens,
+                    least,
+                    most,
                 });
             }
             let (logprobs, targets) = (answer.prompt_logprobs.len(), sent.targets.len());
@@ -166,29 +176,38 @@ impl Scheduler {
         events: &mut Vec<Event>,
     ) {
         let id = row.id;
-        let sequence = &mut self.sequences[id];
-        sequence.in_flight -= 1;
-        self.totals.computed_tokens += (row.end - sequence.computed) as u64;
-        self.totals.recomputed_tokens += (row
-            .end
-            .min(sequence.high_water)
-            .saturating_sub(sequence.computed)) as u64;
-        sequence.computed = row.end;
-        sequence.high_water = sequence.high_water.max(row.end);
-        sequence.register_blocks(&mut self.kv, self.settings.block_tokens);
-        if sequence.phase == Phase::Finishing {
-            self.drop_if_over(id);
-            return;
-        }
         let RowResult {
-            token,
+            tokens,
             prompt_logprobs,
             ..
         } = answer.unwrap_or(RowResult {
             row: 0,
-            token: None,
+            tokens: Vec::new(),
             prompt_logprobs: Vec::new(),
         });
+        let sequence = &mut self.sequences[id];
+        sequence.in_flight -= 1;
+        // What was computed of wrong guesses does not count.
+        let right = tokens.len().saturating_sub(1);
+        let end = row.end - (row.drafts - right);
+        if row.drafts > 0 {
+            sequence.guessing = false;
+            sequence.scheduled = end;
+            self.totals.guessing_rows += 1;
+            self.totals.guessed_tokens += row.drafts as u64;
+            self.totals.right_guesses += right as u64;
+        }
+        self.totals.computed_tokens += (end - sequence.computed) as u64;
+        self.totals.recomputed_tokens += (end
+            .min(sequence.high_water)
+            .saturating_sub(sequence.computed)) as u64;
+        sequence.computed = end;
+        sequence.high_water = sequence.high_water.max(end);
+        if sequence.phase == Phase::Finishing {
+            sequence.register_blocks(&mut self.kv, self.settings.block_tokens);
+            self.drop_if_over(id);
+            return;
+        }
         if !prompt_logprobs.is_empty() {
             sequence.logprobs_done += prompt_logprobs.len();
             let position = row.targets.start;
@@ -199,8 +218,11 @@ impl Scheduler {
             });
         }
         let mut reason = None;
-        if let Some(token) = token {
-            sequence.pending -= 1;
+        sequence.pending -= usize::from(row.samples);
+        for token in tokens {
+            if let Some(lookup) = &mut sequence.lookup {
+                lookup.came(&sequence.tokens, token.token);
+            }
             sequence.tokens.push(token.token);
             if sequence.mask != Mask::Free {
                 sequence.mask = Mask::Due;
@@ -216,9 +238,14 @@ impl Scheduler {
                 sequence: id,
                 token,
             });
-        } else if sequence.max_output == 0 && row.end == sequence.tokens.len() {
+            if reason.is_some() {
+                break;
+            }
+        }
+        if sequence.max_output == 0 && row.end == sequence.tokens.len() {
             reason = Some(FinishReason::Length);
         }
+        sequence.register_blocks(&mut self.kv, self.settings.block_tokens);
         if let Some(reason) = reason {
             events.push(Event::Finished {
                 sequence: id,

@@ -219,11 +219,11 @@ fn answer(step: &Step, token: impl Fn(SequenceId, usize) -> u32) -> StepResult {
     let rows = rows.filter(|(_, row)| row.sample.is_some());
     let rows = rows.map(|(index, row)| RowResult {
         row: index,
-        token: Some(TokenLogprobs {
+        tokens: vec![TokenLogprobs {
             token: token(row.sequence, row.position + row.input.len()),
             logprob: None,
             top: Vec::new(),
-        }),
+        }],
         prompt_logprobs: Vec::new(),
     });
     StepResult {

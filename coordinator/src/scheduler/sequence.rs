@@ -6,6 +6,7 @@ use std::ops::{Index, IndexMut, Range};
 use secondwind_model::step::{LogitRules, RowInput, Sampling, SequenceId, TokenSet};
 
 use super::cache::KvCache;
+use super::lookup::{Lookup, Speculation};
 
 /// What a caller asks for. Everything is resolved: defaults are filled in, text is tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +68,8 @@ pub(super) struct Sequence {
     /// Taken out of `sampling`: workers are told once.
     pub rules: Option<Box<LogitRules>>,
     pub mask: Mask,
+    /// Of one whose tokens may be guessed.
+    pub lookup: Option<Lookup>,
     pub prompt_logprobs: bool,
     pub tenant: u32,
     pub priority: i8,
@@ -77,8 +80,10 @@ pub(super) struct Sequence {
     pub computed: usize,
     /// Most positions that were ever committed: what lies below is computed again.
     pub high_water: usize,
-    /// Tokens that steps in flight sample.
+    /// Tokens that steps in flight sample, guesses that may be right left out.
     pub pending: usize,
+    /// A step in flight carries guesses: how many tokens it gives is not known.
+    pub guessing: bool,
     /// Step and row of the last of those.
     pub last_sample: (u64, usize),
     /// Steps in flight that carry it.
@@ -94,8 +99,9 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub fn new(mut new: NewSequence, max_context_tokens: usize) -> Self {
+    pub fn new(mut new: NewSequence, max_context_tokens: usize, speculates: bool) -> Self {
         let prompt_tokens = new.prompt.len();
+        let guessable = speculates && new.mask.is_none() && new.sampling.rules.is_none();
         Self {
             tokens: new.prompt,
             prompt_tokens,
@@ -106,6 +112,7 @@ impl Sequence {
             rules: new.sampling.rules.take(),
             sampling: new.sampling,
             mask: new.mask.map_or(Mask::Free, Mask::Ready),
+            lookup: guessable.then(Lookup::default),
             prompt_logprobs: new.prompt_logprobs,
             tenant: new.tenant,
             priority: new.priority,
@@ -114,6 +121,7 @@ impl Sequence {
             computed: 0,
             high_water: 0,
             pending: 0,
+            guessing: false,
             last_sample: (0, 0),
             in_flight: 0,
             logprobs_done: 0,
@@ -148,7 +156,7 @@ impl Sequence {
 
     /// Tokens of its next row under what is left of a step; 0 when it has none to give.
     pub fn next_row_tokens(&self, step_tokens: usize, logit_rows: usize) -> usize {
-        if self.is_exhausted() {
+        if self.is_exhausted() || self.guessing {
             return 0;
         }
         let start = self.scheduled;
@@ -174,6 +182,30 @@ impl Sequence {
             Mask::Free => true,
             Mask::Due => false,
             Mask::Ready(_) => self.pending == 0,
+        }
+    }
+
+    /// The guesses of its next row, which decodes, at most `most`; `None` if it should wait for the token in
+    /// flight, to go on with guesses then. `alone`: no other sequence is being decoded.
+    pub fn guesses(
+        &mut self,
+        speculation: Option<&Speculation>,
+        alone: bool,
+        most: usize,
+    ) -> Option<Vec<u32>> {
+        let (Some(lookup), Some(speculation)) = (&mut self.lookup, speculation) else {
+            return Some(Vec::new());
+        };
+        let left = self.max_output - (self.tokens.len() - self.prompt_tokens) - self.pending;
+        let guess = lookup.guess(&self.tokens);
+        // The first is for the token in flight.
+        let guess = guess.get(self.pending..).unwrap_or(&[]);
+        let most = most.min(left.saturating_sub(1)).min(guess.len());
+        let drafts = most.min(speculation.drafts(lookup.right(), alone));
+        match (drafts, self.pending) {
+            (0, _) => Some(Vec::new()),
+            (_, 0) => Some(guess[..drafts].to_vec()),
+            _ => None,
         }
     }
 
@@ -281,6 +313,7 @@ impl Sequence {
         self.scheduled = 0;
         self.computed = 0;
         self.pending = 0;
+        self.guessing = false;
         self.in_flight = 0;
     }
 

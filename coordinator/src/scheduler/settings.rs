@@ -1,5 +1,7 @@
 //! What bounds the scheduler's decisions.
 
+use super::lookup::Speculation;
+
 /// What the plan and the operator allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchedulerSettings {
@@ -27,6 +29,8 @@ pub struct SchedulerSettings {
     pub max_waiting_tokens: usize,
     /// Keep full blocks, and share them between sequences of one tenant that begin alike.
     pub prefix_cache: bool,
+    /// Guess tokens of sequences that repeat themselves.
+    pub speculation: Option<Speculation>,
 }
 
 /// Settings under which nothing could run.

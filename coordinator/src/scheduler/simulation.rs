@@ -133,6 +133,7 @@ impl Simulation {
         let length = prompt_tokens.max(self.settings.max_context_tokens);
         let mut text = Text::new(id, tenant, begins_as, length);
         text.masked = masked && max_tokens > 0 && prompt_tokens < length;
+        text.ruled = id % 3 == 0;
         let submitted = self.scheduler.submit(NewSequence {
             prompt: text.tokens[..prompt_tokens].to_vec(),
             tenant,
@@ -140,11 +141,13 @@ impl Simulation {
             max_tokens,
             stop_tokens: if stops { vec![STOP_TOKEN] } else { Vec::new() },
             sampling: Sampling {
-                rules: Some(Box::new(LogitRules {
-                    repetition_penalty: 1.1,
-                    prompt_tokens,
-                    ..LogitRules::default()
-                })),
+                rules: text.ruled.then(|| {
+                    Box::new(LogitRules {
+                        repetition_penalty: 1.1,
+                        prompt_tokens,
+                        ..LogitRules::default()
+                    })
+                }),
                 ..greedy()
             },
             prompt_logprobs: logprobs,
@@ -326,7 +329,9 @@ fn check_books(scheduler: &Scheduler) {
         assert_eq!(carried.count(), sequence.in_flight);
         assert!(sequence.sent_blocks <= sequence.blocks.len());
         assert!(sequence.computed <= sequence.scheduled);
-        assert!(sequence.scheduled <= sequence.tokens.len() + sequence.pending);
+        assert!(
+            sequence.guessing || sequence.scheduled <= sequence.tokens.len() + sequence.pending
+        );
         match sequence.phase {
             Phase::Waiting => assert!(
                 scheduler.waiting.iter().any(|waiting| waiting.id == *id)
@@ -356,9 +361,11 @@ fn settings() -> impl Strategy<Value = SchedulerSettings> {
         1..=2_usize,
         (0..12_usize, 0..200_usize),
         prop::bool::weighted(0.8),
+        prop::option::of(1..6_usize),
     );
     (step, memory, rest).prop_map(
-        |(step, memory, (max_in_flight, (max_waiting, max_waiting_tokens), prefix_cache))| {
+        |(step, memory, (max_in_flight, waiting, prefix_cache, max_drafts))| {
+            let (max_waiting, max_waiting_tokens) = waiting;
             let (max_sequences, max_step_tokens, max_prefill_tokens, max_logit_rows) = step;
             let (block_tokens, kv_blocks, max_context_tokens) = memory;
             SchedulerSettings {
@@ -373,6 +380,10 @@ fn settings() -> impl Strategy<Value = SchedulerSettings> {
                 max_waiting,
                 max_waiting_tokens,
                 prefix_cache,
+                speculation: max_drafts.map(|max_drafts| Speculation {
+                    max_drafts,
+                    row_cost_percent: 5,
+                }),
             }
         },
     )
@@ -433,11 +444,18 @@ fn every_token_is_computed_on_its_own_kv_and_nothing_leaks() {
         sum.preemptions += counters.preemptions;
         sum.prefix_hit_tokens += counters.prefix_hit_tokens;
         sum.prefix_evictions += counters.prefix_evictions;
+        sum.guessed_tokens += counters.guessed_tokens;
+        sum.right_guesses += counters.right_guesses;
         seen.set(sum);
         Ok(())
     });
     ran.unwrap_or_else(|failure| panic!("{failure}"));
     let seen = seen.get();
+    let wrong = seen.guessed_tokens - seen.right_guesses;
+    assert!(
+        seen.right_guesses > 300 && wrong > 50,
+        "the cases no longer guess: {seen:?}"
+    );
     assert!(
         seen.preemptions > 1000 && seen.prefix_hit_tokens > 1000 && seen.prefix_evictions > 1000,
         "the cases no longer meet what they are for: {seen:?}"

@@ -25,6 +25,7 @@ fn settings() -> SchedulerSettings {
         max_waiting: 4,
         max_waiting_tokens: 1000,
         prefix_cache: false,
+        speculation: None,
     }
 }
 
@@ -63,22 +64,26 @@ fn scored(prompt_tokens: u32, max_tokens: usize) -> NewSequence {
     }
 }
 
+fn plain(token: u32) -> TokenLogprobs {
+    TokenLogprobs {
+        token,
+        logprob: None,
+        top: Vec::new(),
+    }
+}
+
 /// The result in which every row that samples gives `token`.
 fn answer(step: &Step, token: u32) -> StepResult {
     let rows = step.rows.iter().enumerate().filter_map(|(row, sent)| {
-        let token = sent.sample.as_ref().map(|_| TokenLogprobs {
-            token,
-            logprob: None,
-            top: Vec::new(),
-        });
+        let tokens: Vec<_> = sent.sample.iter().map(|_| plain(token)).collect();
         let prompt_logprobs: Vec<_> = sent
             .prompt_targets
             .iter()
             .map(|&target| (-(target as f32)).into())
             .collect();
-        (token.is_some() || !prompt_logprobs.is_empty()).then_some(RowResult {
+        (!tokens.is_empty() || !prompt_logprobs.is_empty()).then_some(RowResult {
             row,
-            token,
+            tokens,
             prompt_logprobs,
         })
     });
@@ -322,19 +327,19 @@ fn a_result_that_does_not_fit_changes_nothing() {
     it.submit(scored(4, 9)).unwrap();
     let step = it.next_step().unwrap();
     let good = answer(&step, 5);
-    let mut spoil = |change: fn(&mut StepResult)| {
+    let mut spoil = |change: &dyn Fn(&mut StepResult)| {
         let mut result = good.clone();
         change(&mut result);
         it.commit(result).unwrap_err()
     };
     assert_eq!(
-        spoil(|result| result.number = 1),
+        spoil(&|result| result.number = 1),
         CommitError::OutOfOrder {
             number: 1,
             expected: 0
         }
     );
-    let missing = spoil(|result| result.rows.truncate(1));
+    let missing = spoil(&|result| result.rows.truncate(1));
     assert_eq!(
         missing,
         CommitError::Rows {
@@ -343,7 +348,7 @@ fn a_result_that_does_not_fit_changes_nothing() {
             expected: 2
         }
     );
-    let swapped = spoil(|result| result.rows.reverse());
+    let swapped = spoil(&|result| result.rows.reverse());
     assert_eq!(
         swapped,
         CommitError::Rows {
@@ -352,16 +357,21 @@ fn a_result_that_does_not_fit_changes_nothing() {
             expected: 2
         }
     );
-    let no_token = spoil(|result| result.rows[1].token = None);
-    assert_eq!(
-        no_token,
-        CommitError::Token {
-            step: 0,
-            row: 1,
-            expected: true
-        }
-    );
-    let short = spoil(|result| result.rows[1].prompt_logprobs.truncate(2));
+    for tokens in [0, 2] {
+        let spoilt = spoil(&|result| result.rows[1].tokens = vec![plain(5); tokens]);
+        let (step, row, least, most) = (0, 1, 1, 1);
+        assert_eq!(
+            spoilt,
+            CommitError::Tokens {
+                step,
+                row,
+                tokens,
+                least,
+                most
+            }
+        );
+    }
+    let short = spoil(&|result| result.rows[1].prompt_logprobs.truncate(2));
     assert_eq!(
         short,
         CommitError::PromptLogprobs {

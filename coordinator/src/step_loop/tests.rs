@@ -46,11 +46,11 @@ impl WorkerLink for Prompt {
                 0 => rows
                     .map(|(index, row)| RowResult {
                         row: index,
-                        token: Some(TokenLogprobs {
+                        tokens: vec![TokenLogprobs {
                             token: 100 + (row.position + row.input.len()) as u32,
                             logprob: None,
                             top: Vec::new(),
-                        }),
+                        }],
                         prompt_logprobs: Vec::new(),
                     })
                     .collect(),
@@ -143,6 +143,7 @@ impl Harness {
             max_prefill_tokens: 24,
             step_deadline,
             prefix_cache: true,
+            max_drafts: 0,
         };
         let (step_loop, engine) = StepLoop::new(settings, formed, watched, Metrics::new("m"));
         let (stop, mut stopped) = watch::channel(false);

@@ -15,6 +15,8 @@ use crate::modules::{Axis, LinearModule};
 
 /// Prompt tokens that the objective assumes for every generated token.
 const PROMPT_TOKENS_PER_OUTPUT_TOKEN: f64 = 4.0;
+/// Rows of a decode step of which further rows are reckoned.
+const FEW_ROWS: usize = 8;
 /// Tokens in the KV cache of the decode step that the objective times, at most.
 const DECODE_CONTEXT_TOKENS: usize = 2048;
 /// Launches of a layer's attention: norm, q, k, v, rotation and cache write, attention, output, sum.
@@ -29,6 +31,8 @@ pub(super) struct Rate {
     layout: Layout,
     /// Seconds per byte of weights in a step of one row.
     decode: f64,
+    /// What each further row of a decode step adds to them.
+    further: f64,
     /// Seconds per byte of weights and per token in a step of many rows.
     prefill: f64,
 }
@@ -40,6 +44,8 @@ pub(super) struct AxisCost {
     pub seconds: f64,
     /// A decode step's part.
     pub decode_seconds: f64,
+    /// What each further row adds to it.
+    pub row_seconds: f64,
     /// Weights, padding and scales only.
     pub memory: RankMemory,
     /// Bytes of one KV block in all the layers.
@@ -175,6 +181,7 @@ impl<'a> Problem<'a> {
             cost.memory.add_linear(&bytes);
             let read = bytes.total() as f64;
             cost.decode_seconds += read * rate.decode;
+            cost.row_seconds += read * rate.further;
             prefill += read * rate.prefill;
             cost.widths.include(module.role, &rows, &columns);
         }
@@ -280,10 +287,17 @@ fn rate(
             module,
         });
     };
+    // A batch of few rows: sequences that decode, or guesses.
+    let few = worker.linear(weights, FEW_ROWS).unwrap_or(one);
+    let further = match few.max_rows.saturating_sub(one.max_rows) {
+        0 => 0.0,
+        rows => ((few.seconds_per_byte - one.seconds_per_byte) / rows as f64).max(0.0),
+    };
     let prefill = many.seconds_per_byte / many.max_rows as f64;
     Ok(Rate {
         layout: one.layout(),
         decode: one.seconds_per_byte,
+        further,
         prefill,
     })
 }

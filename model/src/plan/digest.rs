@@ -40,6 +40,7 @@ pub fn digest(plan: &ShardPlan, checkpoint_digest: &str, version: &str) -> Strin
         usable_bytes,
         memory,
         decode_step_seconds,
+        row_seconds,
     } in ranks
     {
         writer.text(device);
@@ -60,6 +61,7 @@ pub fn digest(plan: &ShardPlan, checkpoint_digest: &str, version: &str) -> Strin
             writer.integer(*bytes);
         }
         writer.integer(decode_step_seconds.to_bits());
+        writer.integer(row_seconds.to_bits());
     }
     writer
         .0

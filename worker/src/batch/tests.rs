@@ -22,6 +22,7 @@ fn row(sequence: u64, position: usize, tokens: &[u32], new_blocks: &[u32]) -> St
         sample: None,
         prompt_targets: Vec::new(),
         mask: None,
+        drafts: 0,
     }
 }
 
@@ -43,9 +44,8 @@ fn lays_out_chunks_and_sampled_tokens_of_several_sequences() {
     let mut prompt = row(7, 0, &[1, 2, 3, 4, 5], &[3, 6]);
     prompt.prompt_targets = vec![2, 3];
     prompt.sample = greedy();
-    let batch = sequences
-        .batch(&step(0, vec![prompt, row(9, 0, &[8], &[1])]))
-        .unwrap();
+    let first = step(0, vec![prompt, row(9, 0, &[8], &[1])]);
+    let batch = sequences.batch(&first).unwrap();
     assert_eq!(batch.tokens, [1, 2, 3, 4, 5, 8]);
     assert_eq!(batch.positions, [0, 1, 2, 3, 4, 0]);
     assert_eq!(batch.slots, [12, 13, 14, 15, 24, 4]);
@@ -54,10 +54,10 @@ fn lays_out_chunks_and_sampled_tokens_of_several_sequences() {
     assert_eq!(batch.row_of_token, [0, 0, 0, 0, 0, 1]);
     assert_eq!(batch.context_lengths, [1, 2, 3, 4, 5, 1]);
     assert_eq!(batch.logit_tokens, [4, 0, 1]);
-    assert_eq!(batch.sample_rows, [0]);
+    assert_eq!(batch.samples, [(0, 5)]);
     assert_eq!(batch.targets, [(0, 2), (0, 3)]);
 
-    sequences.sampled([(0, 42)]);
+    sequences.sampled(&first, &[(0, vec![42])]);
     let mut next = row(7, 5, &[], &[]);
     next.input = RowInput::Sampled { step: 0, row: 0 };
     let batch = sequences.batch(&step(1, vec![next])).unwrap();
@@ -85,7 +85,7 @@ fn rules_hold_until_a_sequence_leaves() {
             let changes = &adjustments.changes[adjustments.of_row(row)];
             changes.iter().map(|change| change.element).collect()
         };
-        (0..batch.sample_rows.len())
+        (0..batch.samples.len())
             .map(elements)
             .collect::<Vec<Vec<u32>>>()
     };
@@ -103,7 +103,7 @@ fn rules_hold_until_a_sequence_leaves() {
         touched(&sequences, &second, &batch),
         [vec![], vec![40 + 2, 40 + 39]]
     );
-    sequences.sampled([(0, 21), (1, 30)]);
+    sequences.sampled(&second, &[(0, vec![21]), (1, vec![30])]);
     let mut sampled = row(7, 3, &[], &[]);
     sampled.input = RowInput::Sampled { step: 1, row: 1 };
     sampled.sample = greedy();
@@ -317,4 +317,92 @@ fn refuses_masks_under_which_nothing_can_be_drawn() {
     assert!(refused(empty, None).contains("samples nothing"));
     let other = TokenSet::from_tokens([1], 99);
     assert!(refused(other, greedy()).contains("over 99 tokens"));
+}
+
+/// A row of one token and guesses.
+fn guessing(sequence: u64, position: usize, tokens: &[u32], new_blocks: &[u32]) -> StepRow {
+    StepRow {
+        sample: greedy(),
+        drafts: tokens.len() - 1,
+        ..row(sequence, position, tokens, new_blocks)
+    }
+}
+
+#[test]
+fn guesses_are_decoding_rows_and_wrong_ones_are_forgotten() {
+    let mut sequences = Sequences::new(LIMITS);
+    let mut prompt = row(1, 0, &[1, 2], &[5]);
+    prompt.sample = greedy();
+    let first = step(0, vec![prompt]);
+    sequences.batch(&first).unwrap();
+    sequences.sampled(&first, &[(0, vec![3])]);
+
+    let mut other = row(2, 0, &[9], &[6]);
+    other.sample = greedy();
+    let second = step(1, vec![guessing(1, 2, &[3, 4, 50], &[7]), other]);
+    let batch = sequences.batch(&second).unwrap();
+    assert!(batch.is_decoding());
+    assert_eq!(batch.tokens, [3, 4, 50, 9]);
+    assert_eq!(batch.positions, [2, 3, 4, 0]);
+    assert_eq!(batch.slots, [22, 23, 28, 24]);
+    assert_eq!(batch.block_tables, [5, 7, 5, 7, 5, 7, 6]);
+    assert_eq!(batch.table_offsets, [0, 2, 4, 6, 7]);
+    assert_eq!(batch.row_of_token, [0, 1, 2, 3]);
+    assert_eq!(batch.step_rows, [0, 0, 0, 1]);
+    assert_eq!(batch.context_lengths, [3, 4, 5, 1]);
+    assert_eq!(batch.samples, [(0, 3), (0, 4), (0, 5), (1, 1)]);
+    let extents: Vec<_> = batch.extents().collect();
+    assert_eq!(extents, [(2, 1), (3, 1), (4, 1), (0, 1)]);
+    // 4 is right, 50 is not.
+    let kept = batch.kept(&second, &[4, 5, 60, 8]);
+    assert_eq!(kept, [(0, 0..2), (1, 3..4)]);
+    assert_eq!(batch.kept(&second, &[4, 50, 6, 8])[0], (0, 0..3));
+    assert_eq!(batch.kept(&second, &[5, 50, 6, 8])[0], (0, 0..1));
+
+    sequences.sampled(&second, &[(0, vec![4, 5]), (1, vec![8])]);
+    // Position 4 is computed anew; block 5 is full, block 7 is not.
+    let third = step(2, vec![guessing(1, 4, &[5], &[])]);
+    assert_eq!(sequences.batch(&third).unwrap().slots, [28]);
+    sequences.sampled(&third, &[(0, vec![6])]);
+    let share = |block, number| {
+        let mut row = row(3, 4, &[5], &[block, 4]);
+        row.sample = greedy();
+        step(number, vec![row])
+    };
+    assert!(sequences.batch(&share(7, 3)).is_err());
+}
+
+#[test]
+fn refuses_guesses_that_something_else_depends_on() {
+    let refused = |change: &dyn Fn(&mut StepRow)| {
+        let mut sequences = Sequences::new(LIMITS);
+        sequences
+            .batch(&step(0, vec![row(1, 0, &[1], &[5])]))
+            .unwrap();
+        let mut row = guessing(1, 1, &[3, 4], &[]);
+        change(&mut row);
+        sequences
+            .batch(&step(1, vec![row]))
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused(&|row| row.drafts = 2).contains("2 of its 2 tokens are guesses"));
+    assert!(refused(&|row| row.drafts = usize::MAX).contains("tokens are guesses"));
+    for change in [
+        (&|row: &mut StepRow| row.sample = None) as &dyn Fn(&mut StepRow),
+        &|row| row.mask = Some(TokenSet::from_tokens([1], 100)),
+        &|row| row.prompt_targets = vec![4],
+        &|row| {
+            let rules = LogitRules {
+                presence_penalty: 1.0,
+                ..LogitRules::default()
+            };
+            row.sample = Some(Sampling {
+                rules: Some(Box::new(rules)),
+                ..Sampling::default()
+            });
+        },
+    ] {
+        assert!(refused(change).contains("not by them alone"));
+    }
 }

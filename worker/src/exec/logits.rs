@@ -3,7 +3,7 @@
 use prost::Message;
 use secondwind_kernels::logits::CANDIDATES;
 use secondwind_model::step::{
-    MAX_TOP_LOGPROBS, PromptLogprob, RowResult, Sampling, Step, StepResult,
+    MAX_TOP_LOGPROBS, PromptLogprob, RowResult, Sampling, Step, StepResult, TokenLogprobs,
 };
 use secondwind_proto::v1;
 
@@ -25,8 +25,8 @@ use crate::{
 /// What a step gave.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// On every rank: (row of the step, sampled token).
-    pub sampled: Vec<(usize, u32)>,
+    /// On every rank: row of the step and its sampled tokens, the guesses that were right and one more.
+    pub sampled: Vec<(usize, Vec<u32>)>,
     /// On rank 0 everything the coordinator is told; elsewhere only the step's number.
     pub result: StepResult,
 }
@@ -56,9 +56,9 @@ pub fn sample<B: Backend>(
         return Ok(outcome);
     }
     let samplings: Vec<&Sampling> = batch
-        .sample_rows
+        .samples
         .iter()
-        .filter_map(|&row| step.rows[row].sample.as_ref())
+        .filter_map(|&(row, _)| step.rows[row].sample.as_ref())
         .collect();
     let changes = Changes::of(adjustments, &samplings, shard);
     let (mine, originals) = reduce(backend, shard, activations, batch, &samplings, &changes)?;
@@ -70,13 +70,14 @@ pub fn sample<B: Backend>(
     let root = collective.rank() == 0;
 
     let mut rows = Vec::new();
+    // On rank 0: what was drawn after each row of logits.
+    let mut drawn: Vec<Option<TokenLogprobs>> = Vec::new();
     let mut decision = v1::Decision::default();
     if root {
         check_shape(&ranks, samplings.len(), batch.targets.len())?;
         rows = merge_rows(&ranks, &samplings);
         for (index, (merged, sampling)) in rows.iter().zip(&samplings).enumerate() {
-            let row = &step.rows[batch.sample_rows[index]];
-            let position = row.position + row.input.len();
+            let (_, position) = batch.samples[index];
             let draw = sampler::draw(
                 &merged.row,
                 sampler::covered(&merged.parts, &shard.vocab_lengths, CANDIDATES, &merged.row),
@@ -87,13 +88,12 @@ pub fn sample<B: Backend>(
             match draw {
                 Draw::Token(token) => {
                     decision.tokens.push(token.token);
-                    outcome.result.rows.push(RowResult {
-                        row: batch.sample_rows[index],
-                        token: Some(token),
-                        prompt_logprobs: Vec::new(),
-                    });
+                    drawn.push(Some(token));
                 }
-                Draw::NeedsWholeRow => decision.whole_rows.push(index as u32),
+                Draw::NeedsWholeRow => {
+                    decision.whole_rows.push(index as u32);
+                    drawn.push(None);
+                }
             }
         }
     }
@@ -111,8 +111,7 @@ pub fn sample<B: Backend>(
             outcome.result.gathered_rows = announced.whole_rows.len() as u32;
             for (&index, whole) in announced.whole_rows.iter().zip(whole) {
                 let index = index as usize;
-                let step_row = batch.sample_rows[index];
-                let row = &step.rows[step_row];
+                let (_, position) = batch.samples[index];
                 let mut candidates: Vec<(u32, f32)> = (0..).zip(whole.logits).collect();
                 candidates.retain(|&(_, logit)| logit > f32::NEG_INFINITY);
                 sampler::sort_candidates(&mut candidates);
@@ -125,7 +124,6 @@ pub fn sample<B: Backend>(
                     own,
                     ..rows[index].row.clone()
                 };
-                let position = row.position + row.input.len();
                 let covered = Covered {
                     count: merged.candidates.len(),
                     whole: true,
@@ -136,41 +134,35 @@ pub fn sample<B: Backend>(
                 else {
                     return Err(protocol("sample.whole", "a whole row lacks logits".into()));
                 };
-                outcome.result.rows.push(RowResult {
-                    row: step_row,
-                    token: Some(token),
-                    prompt_logprobs: Vec::new(),
-                });
+                drawn[index] = Some(token);
             }
-            outcome.result.rows.sort_by_key(|row| row.row);
             decision = v1::Decision {
                 whole_rows: Vec::new(),
-                tokens: outcome
-                    .result
-                    .rows
-                    .iter()
-                    .filter_map(|row| Some(row.token.as_ref()?.token))
-                    .collect(),
+                tokens: drawn.iter().flatten().map(|token| token.token).collect(),
             };
         }
         decision = tell(collective, &decision)?;
     } else {
         decision = announced;
     }
-    if decision.tokens.len() != batch.sample_rows.len() {
+    if decision.tokens.len() != batch.samples.len() {
         let what = format!(
             "rank 0 named {} tokens for {} rows",
             decision.tokens.len(),
-            batch.sample_rows.len()
+            batch.samples.len()
         );
         return Err(protocol("sample.broadcast", what));
     }
-    outcome.sampled = batch
-        .sample_rows
-        .iter()
-        .copied()
-        .zip(decision.tokens)
-        .collect();
+    for (row, kept) in batch.kept(step, &decision.tokens) {
+        if root {
+            outcome.result.rows.push(RowResult {
+                row,
+                tokens: drawn[kept.clone()].iter().flatten().cloned().collect(),
+                prompt_logprobs: Vec::new(),
+            });
+        }
+        outcome.sampled.push((row, decision.tokens[kept].to_vec()));
+    }
     if root {
         add_prompt_logprobs(&ranks, batch, &mut outcome.result)?;
     }
@@ -346,7 +338,7 @@ fn add_prompt_logprobs(
             Some(row) => row.prompt_logprobs.push(logprob),
             None => result.rows.push(RowResult {
                 row: step_row,
-                token: None,
+                tokens: Vec::new(),
                 prompt_logprobs: vec![logprob],
             }),
         }

@@ -17,6 +17,7 @@ fn settings() -> SchedulerSettings {
         max_waiting: 1000,
         max_waiting_tokens: usize::MAX,
         prefix_cache: true,
+        speculation: None,
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Text {
     pub tokens: Vec<u32>,
     /// It is only sampled under masks.
     pub masked: bool,
+    /// Its sequence has rules.
+    pub ruled: bool,
     /// Of each position, what its KV depends on: the tenant and all tokens so far.
     kv: Vec<u64>,
 }
@@ -28,12 +30,13 @@ impl Text {
         length: usize,
     ) -> Self {
         let tokens = (0..length).map(|position| {
-            let source = if position < shared {
-                beginning
-            } else {
-                1000 + id
+            let (source, at) = match position < shared {
+                true => (beginning, position),
+                // Every other one repeats itself, so that guesses are right, until it does not.
+                false if id % 2 == 0 => (1000 + id, position % 3 + position / 16),
+                false => (1000 + id, position),
             };
-            (mix(source, position as u64 + 1) % 24) as u32
+            (mix(source, at as u64 + 1) % 24) as u32
         });
         let tokens: Vec<_> = tokens.collect();
         let mut so_far = tenant.into();
@@ -42,8 +45,12 @@ impl Text {
             so_far
         });
         let kv = kv.collect();
-        let masked = false;
-        Self { tokens, masked, kv }
+        Self {
+            tokens,
+            masked: false,
+            ruled: false,
+            kv,
+        }
     }
 
     /// What may be sampled at `position`; no two positions have the same.
@@ -74,6 +81,7 @@ pub struct Table {
     blocks: Vec<u32>,
     positions: usize,
     has_rules: bool,
+    guessed: bool,
 }
 
 impl Worker {
@@ -123,7 +131,9 @@ impl Worker {
         );
         let logit_rows = rows
             .iter()
-            .map(|row| row.prompt_targets.len() + usize::from(row.sample.is_some()));
+            .map(|row| row.prompt_targets.len() + usize::from(row.sample.is_some()) + row.drafts);
+        let places: usize = rows.iter().map(|row| 1 + row.drafts).sum();
+        assert!(places <= self.settings.max_sequences);
         assert!(logit_rows.sum::<usize>() <= self.settings.max_logit_rows);
         let known = ids
             .iter()
@@ -175,16 +185,19 @@ impl Worker {
             blocks: Vec::new(),
             positions,
             has_rules: false,
+            guessed: false,
         });
         assert_eq!(row.position, table.positions, "positions have no gap");
         table.blocks.extend(&row.new_blocks);
         table.positions += input.len();
         let end = table.positions;
-        assert_eq!(
-            table.blocks.len(),
-            end.div_ceil(block_tokens),
+        // Wrong guesses leave a block behind that comes to use later.
+        let spare = table.blocks.len() - end.div_ceil(block_tokens);
+        assert!(
+            spare == 0 || table.guessed && spare < 24,
             "blocks are taken lazily"
         );
+        table.guessed |= row.drafts > 0;
         let table = &self.tables[&id];
         let slot = |position: usize| {
             (
@@ -193,7 +206,18 @@ impl Worker {
             )
         };
         let text = &self.texts[&id];
-        assert_eq!(input, text.tokens[row.position..end]);
+        let certain = end - row.drafts;
+        assert_eq!(
+            input[..certain - row.position],
+            text.tokens[row.position..certain]
+        );
+        assert!(row.drafts == 0 || input.len() == row.drafts + 1 && !text.masked && !text.ruled);
+        let guesses = &input[certain - row.position..];
+        let follows = text.tokens.iter().skip(certain);
+        let right = guesses.iter().zip(follows);
+        let right = right
+            .take_while(|(guess, follows)| guess == follows)
+            .count();
         for position in row.position..end {
             let (block, offset) = slot(position);
             for (other, table) in &self.tables {
@@ -202,20 +226,26 @@ impl Worker {
                     "sequence {id} writes to block {block} of {other}"
                 );
             }
-            self.kv.insert((block, offset), text.kv[position]);
+            let value = match position < certain + right {
+                true => text.kv[position],
+                false => u64::MAX,
+            };
+            self.kv.insert((block, offset), value);
         }
+        let end = certain + right;
         for position in 0..end {
             let read = self.kv[&slot(position)];
             assert_eq!(read, text.kv[position], "sequence {id} at {position}");
         }
-        let mask = row.sample.as_ref().and_then(|_| text.mask(end));
+        let mask = row.sample.as_ref().and_then(|_| text.mask(certain));
         assert_eq!(row.mask, mask, "mask of sequence {id} at {end}");
         if let Some(sample) = &row.sample {
             // Rules come once, and with every token that came before, on the wire or in the cache.
             let known = self.tables.get_mut(&id).expect("it ran");
+            known.positions = end;
             assert_eq!(
                 sample.rules.is_some(),
-                !std::mem::replace(&mut known.has_rules, true),
+                text.ruled && !std::mem::replace(&mut known.has_rules, true),
                 "rules of sequence {id}"
             );
             if let Some(rules) = &sample.rules {
@@ -226,21 +256,27 @@ impl Worker {
             assert_eq!(target, text.tokens[row.position + offset + 1]);
         }
         assert!(row.prompt_targets.is_empty() || row.prompt_targets.len() + 1 >= input.len());
-        let token = row.sample.as_ref().map(|_| text.tokens[end]);
-        if let Some(token) = token {
+        let tokens: Vec<u32> = match &row.sample {
+            Some(_) => text.tokens[certain..=end].to_vec(),
+            None => Vec::new(),
+        };
+        if let Some(&token) = tokens.last() {
             self.sampled.insert((number, index), token);
         }
         let first = row.position + 1;
         let prompt_logprobs = (first..first + row.prompt_targets.len())
             .map(|at| (-(at as f32)).into())
             .collect::<Vec<_>>();
-        (token.is_some() || !prompt_logprobs.is_empty()).then(|| RowResult {
+        (!tokens.is_empty() || !prompt_logprobs.is_empty()).then(|| RowResult {
             row: index,
-            token: token.map(|token| TokenLogprobs {
-                token,
-                logprob: None,
-                top: Vec::new(),
-            }),
+            tokens: tokens
+                .into_iter()
+                .map(|token| TokenLogprobs {
+                    token,
+                    logprob: None,
+                    top: Vec::new(),
+                })
+                .collect(),
             prompt_logprobs,
         })
     }

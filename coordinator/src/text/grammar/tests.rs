@@ -30,7 +30,7 @@ fn draw(grammar: &Grammar, random: &mut TestRng) -> Option<String> {
         let ends = mask.contains(IM_END);
         let choices: Vec<u32> = mask.iter().collect();
         // Answers end sooner or later.
-        let token = match ends && random.next_u32() % 4 == 0 {
+        let token = match ends && random.next_u32().is_multiple_of(4) {
             true => IM_END,
             false => choices[random.next_u32() as usize % choices.len()],
         };
