@@ -18,9 +18,9 @@ mod tests;
 
 pub use connection::{Connection, Connections};
 pub use defaults::SamplingDefaults;
-pub use frontend::{Frontend, ServedModel};
-pub use http::{HttpError, HttpSettings, Reasoning};
+pub use frontend::{Frontend, Reasoning, ServedModel};
+pub use http::{HttpError, HttpSettings};
 pub use inference::InferenceService;
-pub use request::{CheckedRequest, RequestError, check_generate};
+pub use request::{AnswerKind, CheckedRequest, RequestError, check_generate};
 pub use server::{SERVICE_NAME, ServingHandle, health, router};
 pub use status::{ApiError, FieldMistake, grpc_deadline};

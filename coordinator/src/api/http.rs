@@ -46,18 +46,6 @@ use crate::request::Engine;
 pub struct HttpSettings {
     /// Refuse fields that nobody knows.
     pub strict: bool,
-    /// What becomes of the reasoning in the answers of chats.
-    pub reasoning: Reasoning,
-}
-
-/// What becomes of what a model thinks before it answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reasoning {
-    /// It stands in `reasoning_content`.
-    #[default]
-    Split,
-    /// It stays in `content`, tags included.
-    Keep,
 }
 
 /// What every handler has.

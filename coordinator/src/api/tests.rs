@@ -22,8 +22,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{
-    Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle, health,
-    router,
+    Connections, Frontend, HttpSettings, Reasoning, SamplingDefaults, ServedModel, ServingHandle,
+    health, router,
 };
 use crate::metrics::Metrics;
 use crate::request::{
@@ -97,11 +97,12 @@ async fn serve_model(
     model: ServedModel,
     script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
 ) -> Served {
-    serve_with(model, HttpSettings::default(), script).await
+    serve_with(model, Reasoning::Split, HttpSettings::default(), script).await
 }
 
 async fn serve_with(
     model: ServedModel,
+    reasoning: Reasoning,
     settings: HttpSettings,
     script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
 ) -> Served {
@@ -112,7 +113,8 @@ async fn serve_with(
         metrics: Metrics::new("fixture"),
     });
     let (serving, health) = health().await;
-    let frontend = Arc::new(Frontend::new(Arc::clone(&engine), Arc::new(model)));
+    let frontend = Frontend::new(Arc::clone(&engine), Arc::new(model), reasoning);
+    let frontend = Arc::new(frontend);
     let router = router(frontend, health, settings).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

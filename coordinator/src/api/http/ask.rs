@@ -44,8 +44,6 @@ pub(super) struct Choice {
     pub checked: CheckedRequest,
     /// The prompt, where the answer begins with it; its choices share it.
     pub echo: Option<Arc<str>>,
-    /// The model was told of tools, and may call them.
-    pub may_call: bool,
 }
 
 impl Ask {
@@ -55,7 +53,6 @@ impl Ask {
         let mut choices = Vec::with_capacity(self.prompts.len() * self.choices);
         for (index, prompt) in self.prompts.into_iter().enumerate() {
             let place = (!self.one_prompt).then_some(index);
-            let may_call = matches!(&prompt, Prompt::Chat(chat) if !chat.tools_json.is_empty());
             let text = match &prompt {
                 Prompt::Text(text) if self.echo => Some(text.clone()),
                 _ => None,
@@ -84,11 +81,7 @@ impl Ask {
                 let seed = &mut checked.sequence.sampling.seed;
                 *seed = derived_seed(*seed, choice as u64);
                 let echo = echo.clone();
-                choices.push(Choice {
-                    checked,
-                    echo,
-                    may_call,
-                });
+                choices.push(Choice { checked, echo });
             }
         }
         Ok(choices)
