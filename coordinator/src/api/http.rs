@@ -16,6 +16,7 @@ mod generate;
 mod logprobs;
 mod messages;
 mod models;
+mod one;
 mod render;
 mod sampling;
 mod stream;
@@ -34,7 +35,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tonic::Status;
 
+pub(super) use access::drawn;
 pub use error::HttpError;
+pub(super) use one::{Completion, completion};
 
 use super::frontend::Frontend;
 use super::server::MAX_HEADER_LIST_BYTES;

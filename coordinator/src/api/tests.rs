@@ -4,8 +4,10 @@ mod bad_requests;
 mod failures;
 mod generate;
 mod http;
+mod kserve;
 mod requests;
 mod service;
+mod vllm;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use secondwind_proto::v1;
 use secondwind_proto::v1::generate_request::Prompt;
 
+use super::super::choices::choices as several;
 use super::super::frontend::ServedModel;
 use super::super::request::{CheckedRequest, RequestError, check_generate};
 use super::super::status::ApiError;
@@ -76,13 +77,10 @@ impl Ask {
                 };
                 Arc::<str>::from(text.unwrap_or_else(decode))
             });
-            for choice in 0..self.choices {
-                let mut checked = checked.clone();
-                let seed = &mut checked.sequence.sampling.seed;
-                *seed = derived_seed(*seed, choice as u64);
-                let echo = echo.clone();
-                choices.push(Choice { checked, echo });
-            }
+            choices.extend(several(&checked, self.choices).map(|checked| Choice {
+                checked,
+                echo: echo.clone(),
+            }));
         }
         Ok(choices)
     }
@@ -125,33 +123,5 @@ pub(super) fn check_model(asked: Option<&str>, model: &ServedModel) -> Result<()
             served: model.name.clone(),
         }),
         _ => Ok(()),
-    }
-}
-
-/// The seed of a choice: the first has the request's own, so that it is what a request for one gets. The
-/// others are of the SplitMix64 sequence (Steele, Lea and Flood, 2014) that begins there.
-fn derived_seed(seed: u64, choice: u64) -> u64 {
-    if choice == 0 {
-        return seed;
-    }
-    let mut z = seed.wrapping_add(choice.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn seeds_of_choices_differ_and_the_first_is_the_requests_own() {
-        let seeds: std::collections::BTreeSet<u64> = (0..128)
-            .flat_map(|choice| [derived_seed(7, choice), derived_seed(8, choice)])
-            .collect();
-        assert_eq!(seeds.len(), 256);
-        assert_eq!(derived_seed(7, 0), 7);
-        // The first value of the sequence that begins at 0.
-        assert_eq!(derived_seed(0, 1), 0xe220_a839_7b1d_cdaf);
     }
 }
