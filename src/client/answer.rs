@@ -82,14 +82,9 @@ pub struct Timings {
 }
 
 impl Answer {
-    /// Receives a whole stream; `on_piece` sees each piece as it comes.
-    pub async fn receive(
-        mut stream: Streaming<GenerateResponse>,
-        request: &GenerateRequest,
-        plan: Option<Plan>,
-        mut on_piece: impl FnMut(&GenerateResponse) -> Result<()>,
-    ) -> Result<Self> {
-        let mut answer = Self {
+    /// Nothing has come yet.
+    fn new(request: &GenerateRequest, plan: Option<Plan>) -> Self {
+        Self {
             prompt_token_ids: match &request.prompt {
                 Some(Prompt::TokenIds(prompt)) => prompt.ids.clone(),
                 _ => Vec::new(),
@@ -104,7 +99,17 @@ impl Answer {
             usage: Usage::default(),
             timings: Timings::default(),
             plan,
-        };
+        }
+    }
+
+    /// Receives a whole stream; `on_piece` sees each piece as it comes.
+    pub async fn receive(
+        mut stream: Streaming<GenerateResponse>,
+        request: &GenerateRequest,
+        plan: Option<Plan>,
+        mut on_piece: impl FnMut(&GenerateResponse) -> Result<()>,
+    ) -> Result<Self> {
+        let mut answer = Self::new(request, plan);
         while let Some(piece) = stream.message().await.map_err(RequestError::from)? {
             on_piece(&piece)?;
             answer.add(piece, request.prompt_logprobs);
@@ -238,5 +243,48 @@ fn timings(wire: WireTimings, completion_tokens: u32) -> Timings {
         prefill_ms: wire.prefill_ms,
         decode_ms: wire.decode_ms,
         tokens_per_second: Some(rate).filter(|rate| rate.is_finite() && *rate > 0.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secondwind_proto::v1::ToolCall;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn reasoning_and_calls_are_told_where_there_are_any() {
+        let mut answer = Answer::new(&GenerateRequest::default(), None);
+        let fields = |answer: &Answer| serde_json::to_value(answer).unwrap();
+        let plain = fields(&answer);
+        assert!(plain.get("reasoning").is_none() && plain.get("tool_calls").is_none());
+        for reasoning in ["h", "m"] {
+            let piece = GenerateResponse {
+                reasoning: reasoning.to_owned(),
+                ..GenerateResponse::default()
+            };
+            answer.add(piece, false);
+        }
+        let call = ToolCall {
+            name: "add".to_owned(),
+            arguments_json: "{}".to_owned(),
+        };
+        let piece = GenerateResponse {
+            text: "I see.".to_owned(),
+            tool_calls: vec![call],
+            ..GenerateResponse::default()
+        };
+        answer.add(piece, false);
+        let told = fields(&answer);
+        assert_eq!(
+            (&told["reasoning"], &told["text"]),
+            (&json!("hm"), &json!("I see."))
+        );
+        assert_eq!(
+            told["tool_calls"],
+            json!([{"name": "add", "arguments": "{}"}])
+        );
+        assert_eq!(answer.call_lines().collect::<Vec<_>>(), ["calls add {}"]);
     }
 }

@@ -3,7 +3,10 @@
 Each function is a check; `tests/clients/main.rs` runs them all against the embedded model.
 """
 
+import re
 import sys
+import time
+import urllib.request
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -87,14 +90,26 @@ def generate(channel):
     assert error.details().startswith("top_p: "), error
 
 
+def aborts():
+    """Requests that clients gave up, by the server's count."""
+    with urllib.request.urlopen(f"{sys.argv[2]}/metrics", timeout=TIMEOUT_S) as metrics:
+        found = re.search(r'request_failure_total\{reason="abort"\} (\d+)', metrics.read().decode())
+    return int(found[1]) if found else 0
+
+
 def cancel(channel):
     service = Service(channel, OURS)
-    # More than may run at once: without their end nobody who comes later would be answered.
-    for _ in range(16):
+    # More than may run at once.
+    calls, before = 16, aborts()
+    for _ in range(calls):
         call = service.call("Generate", text="One", ignore_eos=True)
         next(call)
         call.cancel()
         assert call.code() == grpc.StatusCode.CANCELLED, call
+    patience = time.monotonic() + TIMEOUT_S
+    while aborts() < before + calls:
+        assert time.monotonic() < patience, f"{aborts() - before} of {calls} calls were cancelled"
+        time.sleep(0.1)
     list(service.call("Generate", text="One", max_tokens=1))
 
 

@@ -118,12 +118,13 @@ fn sampling_parameters(json: &str) -> Result<Map<String, Json>, ApiError> {
     Ok(fields)
 }
 
-/// The earlier of `deadline` and so many microseconds from now.
+/// The earlier of `deadline` and so many microseconds from now; 0 is none.
 fn earlier(deadline: Option<Instant>, micros: &Json) -> Result<Option<Instant>, ApiError> {
     let micros = micros.as_u64().ok_or_else(|| {
         ApiError::value("timeout", format!("{micros} is no count of microseconds"))
     })?;
-    let own = Instant::now().checked_add(Duration::from_micros(micros));
+    let own = Some(micros).filter(|&micros| micros != 0);
+    let own = own.and_then(|micros| Instant::now().checked_add(Duration::from_micros(micros)));
     Ok(match (deadline, own) {
         (Some(deadline), Some(own)) => Some(deadline.min(own)),
         (deadline, own) => deadline.or(own),

@@ -148,10 +148,11 @@ async fn texts_go_in_and_out_as_tensors() {
         truth("exclude_input_in_output", false),
     ]);
     let prefixed = |text: &str| [&(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
-    let request = raw(
+    let mut request = raw(
         request,
         vec![prefixed(sampling), prefixed("hello"), vec![0]],
     );
+    request.parameters = parameters([("timeout", ParameterChoice::Int64Param(0))]);
     let answer = client(&served)
         .model_infer(request)
         .await
@@ -168,6 +169,7 @@ async fn texts_go_in_and_out_as_tensors() {
         (5, 0)
     );
     assert_eq!(submitted[1].sampling.temperature, 0.0);
+    assert!(submitted[1].deadline.is_none());
 }
 
 #[tokio::test]
