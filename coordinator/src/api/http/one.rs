@@ -11,7 +11,7 @@ use super::completions;
 use super::fields::Fields;
 
 /// A request that can be run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(in super::super) struct Completion {
     pub checked: CheckedRequest,
     /// The prompt, where the answer begins with it.

@@ -1,12 +1,12 @@
 //! vLLM's request to ours. What we cannot do is refused by its name there.
 
+use std::time::Instant;
+
 use secondwind_model::step::MAX_TOP_LOGPROBS;
 use secondwind_proto::v1::generate_request::Prompt;
 use secondwind_proto::vllm::candidate_tokens::Select;
 use secondwind_proto::vllm::decoding_parameters::StructuredOutput;
 use secondwind_proto::{v1, vllm};
-
-use std::time::Instant;
 
 use super::super::choices::{MAX_CHOICES, choices};
 use super::super::frontend::ServedModel;

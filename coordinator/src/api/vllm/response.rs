@@ -66,8 +66,10 @@ impl Report {
             vllm::FinishInfo {
                 num_output_tokens: finish.usage.map_or(0, |usage| usage.completion_tokens),
                 finish_reason: reason.into(),
-                stop_reason: (reason == FinishReason::Stop)
-                    .then(|| self.stop_reason(last, finish.stop)),
+                stop_reason: match reason {
+                    FinishReason::Stop => self.stop_reason(last, finish.stop),
+                    _ => None,
+                },
                 ..vllm::FinishInfo::default()
             }
         });
@@ -97,12 +99,14 @@ impl Report {
         output
     }
 
-    fn stop_reason(&self, last: Option<u32>, stop: String) -> StopReason {
-        match last {
+    /// Nothing but the answer itself may have ended it.
+    fn stop_reason(&self, last: Option<u32>, stop: String) -> Option<StopReason> {
+        Some(match last {
             Some(token) if self.eos_token_ids.contains(&token) => StopReason::EosTokenId(token),
             Some(token) if self.stop_token_ids.contains(&token) => StopReason::StopTokenId(token),
+            _ if stop.is_empty() => return None,
             _ => StopReason::StopString(stop),
-        }
+        })
     }
 }
 
