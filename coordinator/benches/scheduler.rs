@@ -76,6 +76,7 @@ fn request(salt: usize) -> NewSequence {
             ..Sampling::default()
         },
         prompt_logprobs: false,
+        mask: None,
         tenant: 0,
         priority: 0,
     }

@@ -126,6 +126,7 @@ async fn measure(sequences: usize, world: usize) -> Duration {
         max_tokens: TOKENS,
         stop_token_ids: vec![0],
         prompt_logprobs: false,
+        grammar: None,
         deadline: None,
     };
     let start = Instant::now();

@@ -15,6 +15,7 @@ mod request;
 mod response;
 mod rules;
 mod server;
+mod shape;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -272,7 +272,7 @@ impl Metrics {
     /// An answer came to its end.
     pub(crate) fn finished(&self, reason: FinishReason, took: Duration, timings: &SequenceTimings) {
         let reason = match reason {
-            FinishReason::Stop => "stop",
+            FinishReason::Stop | FinishReason::Complete => "stop",
             FinishReason::Length => "length",
         };
         self.success
@@ -298,6 +298,7 @@ impl Metrics {
                 SubmitError::NoGroup { .. }
                 | SubmitError::QueueFull { .. }
                 | SubmitError::KvCacheTooSmall { .. }
+                | SubmitError::Grammar { .. }
                 | SubmitError::Draining,
             ) => "refused",
         };

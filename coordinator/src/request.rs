@@ -8,9 +8,10 @@ use secondwind_proto::v1;
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
+use crate::text::grammar::Grammar;
 
 /// A checked request: what the step loop needs to run one sequence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct NewSequence {
     /// Never empty; each id is below the vocabulary size; shorter than the context.
     pub prompt: Vec<u32>,
@@ -23,6 +24,8 @@ pub struct NewSequence {
     pub stop_token_ids: Vec<u32>,
     /// Report the log-probability of every prompt token from the second on.
     pub prompt_logprobs: bool,
+    /// What the answer must look like.
+    pub grammar: Option<Grammar>,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
 }
@@ -60,6 +63,8 @@ pub enum FinishReason {
     Stop,
     /// It has `max_tokens` tokens.
     Length,
+    /// Nothing can follow under its grammar.
+    Complete,
 }
 
 /// Where a sequence's time went.
@@ -117,6 +122,12 @@ pub enum SubmitError {
     #[error("a worker was lost")]
     WorkerLost {
         /// Rank and cause, for the log.
+        detail: String,
+    },
+    /// The grammar of the answer cannot be followed any further.
+    #[error("the shape asked of the answer is too complex: {detail}")]
+    Grammar {
+        /// The parser's words.
         detail: String,
     },
     /// The client's deadline has passed.

@@ -14,6 +14,8 @@
 //! - Up to two steps are in flight. The second feeds on the first through
 //!   [`RowInput::Sampled`](secondwind_model::step::RowInput::Sampled). If the first turns out to end a
 //!   sequence, what the second sampled for it is dropped.
+//! - A sequence with a mask samples only once it was told what it may sample after the token before
+//!   ([`Scheduler::allow`]), so it has one step in flight at the most; the others do not wait for it.
 //! - Blocks are taken as tokens are scheduled, the oldest sequence first. When none is left the
 //!   youngest sequence is preempted: its blocks are freed and it waits, with all its tokens, to be
 //!   computed again. If it is in flight, it is left out of steps until that is committed. The oldest
@@ -46,11 +48,11 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use secondwind_model::step::{PromptLogprob, SequenceId, TokenLogprobs};
+use secondwind_model::step::{PromptLogprob, SequenceId, TokenLogprobs, TokenSet};
 
 use cache::KvCache;
 use policy::{Policy, Waiting};
-use sequence::{Phase, Sequence, SequenceTable};
+use sequence::{Mask, Phase, Sequence, SequenceTable};
 
 pub use commit::CommitError;
 pub use sequence::NewSequence;
@@ -252,6 +254,14 @@ impl Scheduler {
         self.waiting.push_back(waiting);
         self.waiting_tokens += prompt_tokens;
         Ok(id)
+    }
+
+    /// What a sequence that waits for it may sample after the last token that was emitted; not empty.
+    pub fn allow(&mut self, id: SequenceId, mask: TokenSet) {
+        let sequence = self.sequences.0.get_mut(&id);
+        if let Some(sequence) = sequence.filter(|sequence| sequence.mask == Mask::Due) {
+            sequence.mask = Mask::Ready(mask);
+        }
     }
 
     /// Ends a sequence from outside: its client went away, or its text reached a stop string. No later

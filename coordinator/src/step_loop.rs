@@ -26,7 +26,7 @@ use tokio::{
 pub use client::EngineHandle;
 use client::{Client, Submission};
 use end::{Blame, EpochEnd, Failure, first_cause};
-use sequences::refused;
+use sequences::{Followed, refused};
 
 use crate::{
     cluster::{EndEpoch, Group, RankEvent, State},
@@ -65,6 +65,7 @@ pub struct StepLoop {
     submissions: UnboundedReceiver<Submission>,
     groups: UnboundedReceiver<Group>,
     cancelled: (UnboundedSender<SequenceId>, UnboundedReceiver<SequenceId>),
+    followed: (UnboundedSender<Followed>, UnboundedReceiver<Followed>),
     open: watch::Sender<bool>,
     /// From the first group on.
     scheduler: Option<Scheduler>,
@@ -101,6 +102,7 @@ impl StepLoop {
             submissions,
             groups,
             cancelled: mpsc::unbounded_channel(),
+            followed: mpsc::unbounded_channel(),
             open,
             scheduler: None,
             block_tokens: 0,
@@ -129,6 +131,10 @@ impl StepLoop {
                 }
                 Some(id) = self.cancelled.1.recv() => {
                     self.cancel(id);
+                    continue;
+                }
+                Some(followed) = self.followed.1.recv() => {
+                    self.followed(followed);
                     continue;
                 }
             };
@@ -236,6 +242,7 @@ impl StepLoop {
                 biased;
                 () = &mut *shutdown => return EpochEnd::Shutdown,
                 Some(id) = self.cancelled.1.recv() => self.cancel(id),
+                Some(followed) = self.followed.1.recv() => self.followed(followed),
                 Some(submission) = self.submissions.recv() => self.submit(submission),
                 event = group.events.recv() => {
                     let Some(event) = event else {

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod decode;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod grammar;
 pub mod reasoning;
 pub mod stop;
 mod tags;
@@ -17,9 +18,10 @@ pub mod tool_calls;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use self::chat::ChatTemplates;
+use self::grammar::Grammars;
 use self::template::{ChatInput, TemplateError};
 use self::tokenizer::{Tokenizer, TokenizerError};
 
@@ -126,6 +128,8 @@ pub enum TextError {
 pub struct Text {
     tokenizer: Arc<Tokenizer>,
     templates: Option<Result<Arc<ChatTemplates>, TemplateError>>,
+    /// Made when they are first wanted: a large vocabulary takes a moment.
+    grammars: Arc<OnceLock<Result<Grammars, String>>>,
 }
 
 impl Text {
@@ -137,7 +141,20 @@ impl Text {
         Ok(Self {
             tokenizer: Arc::new(tokenizer),
             templates,
+            grammars: Arc::default(),
         })
+    }
+
+    /// Grammars over the tokens of a model with these logits and ends.
+    ///
+    /// # Errors
+    /// Why the model can have none.
+    pub fn grammars(&self, vocab_size: usize, eos_token_ids: &[u32]) -> Result<&Grammars, String> {
+        let make = || Grammars::new(&self.tokenizer, vocab_size, eos_token_ids);
+        self.grammars
+            .get_or_init(make)
+            .as_ref()
+            .map_err(Clone::clone)
     }
 
     /// The tokenizer.

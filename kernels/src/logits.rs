@@ -30,6 +30,15 @@ impl Adjustment {
     }
 }
 
+/// Which tokens may be drawn of some rows of one rank's logits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowMasks {
+    /// Rows of (rows, width) logits, each once.
+    pub rows: Vec<u32>,
+    /// (rows, width.div_ceil(32)) words: column `i` stays if bit `i % 32` of word `i / 32` is set.
+    pub words: Vec<u32>,
+}
+
 /// A row of one rank's logits, reduced.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowSummary {

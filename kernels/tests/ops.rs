@@ -5,7 +5,7 @@ mod common;
 use common::{Random, assert_close, assert_same_bits, dense, dense_data};
 use secondwind_kernels::embedding::{EmbeddingBuilder, EmbeddingSource, EmbeddingTable};
 use secondwind_kernels::heads::HeadRows;
-use secondwind_kernels::logits::{Adjustment, first_non_finite, target_logit};
+use secondwind_kernels::logits::{Adjustment, RowMasks, first_non_finite, target_logit};
 use secondwind_kernels::weights::Dtype;
 use secondwind_kernels::{cpu, reference};
 
@@ -252,6 +252,43 @@ fn single_logits_change_as_their_rules_say() {
     assert!(reference::adjust_logits(&mut got, &[outside], None).is_err());
     let mut short = [0.0; 2];
     assert!(cpu::adjust_logits(&mut got, &[far], Some(&mut short)).is_err());
+}
+
+#[test]
+fn masked_rows_keep_what_their_masks_say() {
+    let mut random = Random(7);
+    for width in [1, 31, 32, 33, 200] {
+        let logits = random.floats(5 * width);
+        let masks = RowMasks {
+            rows: vec![0, 3],
+            words: (0..2 * width.div_ceil(32))
+                .map(|_| [0, u32::MAX, random.below(1 << 31) as u32][random.below(3)])
+                .collect(),
+        };
+        let mut got = logits.clone();
+        cpu::mask_logits(&mut got, width, &masks).unwrap();
+        for (at, (&got, &was)) in got.iter().zip(&logits).enumerate() {
+            let (row, column) = (at / width, at % width);
+            let place = masks.rows.iter().position(|&masked| masked as usize == row);
+            let stays = place.is_none_or(|place| {
+                let words = &masks.words[place * width.div_ceil(32)..];
+                words[column / 32] & (1 << (column % 32)) != 0
+            });
+            let expected = if stays { was } else { f32::NEG_INFINITY };
+            assert_eq!(got, expected, "width {width}, row {row}, column {column}");
+        }
+        let outside = RowMasks {
+            rows: vec![5],
+            words: vec![0; width.div_ceil(32)],
+        };
+        let error = cpu::mask_logits(&mut got, width, &outside).unwrap_err();
+        assert!(error.to_string().contains("row 5 of 5"), "{error}");
+        let short = RowMasks {
+            rows: vec![0],
+            words: Vec::new(),
+        };
+        assert!(cpu::mask_logits(&mut got, width, &short).is_err());
+    }
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! One step of the group as plain data: what the scheduler decides and every rank executes.
 
+mod token_set;
+
+pub use token_set::TokenSet;
+
 /// Names a sequence for the life of the coordinator.
 pub type SequenceId = u64;
 
@@ -29,6 +33,8 @@ pub struct StepRow {
     pub new_blocks: Vec<u32>,
     /// Sample after the last token of `input`; absent for a chunk that does not end the prompt.
     pub sample: Option<Sampling>,
+    /// The only tokens that may be sampled, after rules; never empty. Absent: all may.
+    pub mask: Option<TokenSet>,
     /// For each token of `input`, the log-probability of the token that follows it: literal targets,
     /// `input.len()` or one fewer of them. Empty when nobody asked.
     pub prompt_targets: Vec<u32>,

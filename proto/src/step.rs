@@ -2,7 +2,7 @@
 
 use secondwind_model::step::{
     LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow,
-    TokenLogprobs,
+    TokenLogprobs, TokenSet,
 };
 
 use crate::{WireError, index, v1};
@@ -49,6 +49,7 @@ impl From<&StepRow> for v1::StepRow {
             new_blocks: from.new_blocks.clone(),
             sample: from.sample.as_ref().map(Into::into),
             prompt_targets: from.prompt_targets.clone(),
+            mask: from.mask.as_ref().map(Into::into),
         }
     }
 }
@@ -80,6 +81,7 @@ impl TryFrom<v1::StepRow> for StepRow {
             new_blocks: from.new_blocks,
             sample: from.sample.map(TryInto::try_into).transpose()?,
             prompt_targets: from.prompt_targets,
+            mask: from.mask.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -151,6 +153,80 @@ impl TryFrom<v1::LogitRules> for LogitRules {
             prompt_tokens: index(from.prompt_tokens, "LogitRules", "prompt_tokens")?,
             history: from.history,
         })
+    }
+}
+
+/// Bytes of a token id in a list, at the most, as far as vocabularies go.
+const ID_BYTES: usize = 3;
+/// No vocabulary has as many tokens; a set of more is not made room for.
+const MAX_VOCAB: u32 = 1 << 24;
+
+impl From<&TokenSet> for v1::TokenSet {
+    fn from(from: &TokenSet) -> Self {
+        use v1::token_set::Form;
+        let (vocab_size, tokens) = (from.vocab_size(), from.len());
+        let ids = |set: &TokenSet| v1::TokenIds {
+            ids: set.iter().collect(),
+        };
+        let fewer = tokens.min(vocab_size - tokens);
+        let form = if fewer * ID_BYTES > vocab_size.div_ceil(8) {
+            let bytes = from.words().iter().flat_map(|word| word.to_le_bytes());
+            Form::Bits(bytes.collect())
+        } else if fewer == tokens {
+            Form::Only(ids(from))
+        } else {
+            Form::AllBut(ids(&from.complement()))
+        };
+        Self {
+            vocab_size: u32::try_from(vocab_size).unwrap_or(u32::MAX),
+            form: Some(form),
+        }
+    }
+}
+
+impl TryFrom<v1::TokenSet> for TokenSet {
+    type Error = WireError;
+
+    fn try_from(from: v1::TokenSet) -> Result<Self, WireError> {
+        use v1::token_set::Form;
+        let message = "TokenSet";
+        let invalid = |field, value: String| WireError::Invalid {
+            message,
+            field,
+            value,
+        };
+        if from.vocab_size > MAX_VOCAB {
+            return Err(invalid("vocab_size", from.vocab_size.to_string()));
+        }
+        let vocab_size = from.vocab_size as usize;
+        let listed =
+            |field, ids: v1::TokenIds| match ids.ids.iter().find(|&&id| id >= from.vocab_size) {
+                Some(id) => Err(invalid(field, format!("token {id} of {vocab_size}"))),
+                None => Ok(TokenSet::from_tokens(ids.ids, vocab_size)),
+            };
+        match from.form {
+            Some(Form::Only(ids)) => listed("only", ids),
+            Some(Form::AllBut(ids)) => Ok(listed("all_but", ids)?.complement()),
+            Some(Form::Bits(bytes)) if bytes.len() == 4 * vocab_size.div_ceil(32) => {
+                let words = bytes.chunks_exact(4);
+                let words: Vec<u32> = words
+                    .map(|word| {
+                        word.iter()
+                            .rev()
+                            .fold(0, |word, &byte| word << 8 | u32::from(byte))
+                    })
+                    .collect();
+                Ok(TokenSet::from_words(&words, vocab_size))
+            }
+            Some(Form::Bits(bytes)) => {
+                let value = format!("{} bytes for {vocab_size} tokens", bytes.len());
+                Err(invalid("bits", value))
+            }
+            None => Err(WireError::Missing {
+                message,
+                field: "form",
+            }),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use secondwind_model::{
     capabilities::{Capabilities, Recordings},
     step::{
         LogitRules, PromptLogprob, RowInput, RowResult, Sampling, Step, StepResult, StepRow,
-        TokenLogprobs,
+        TokenLogprobs, TokenSet,
     },
 };
 use secondwind_proto::{
@@ -62,6 +62,48 @@ fn sampling() -> impl Strategy<Value = Sampling> {
         )
 }
 
+/// Few tokens of many, all but a few, and any number between: each has a form of its own.
+fn mask() -> impl Strategy<Value = TokenSet> {
+    let few = prop::collection::vec(0_u32..3000, 0..9);
+    let any = prop::collection::vec(any::<u32>(), 94);
+    (1_usize..3000, few, any, 0..3).prop_map(|(vocab_size, few, any, form)| match form {
+        0 => TokenSet::from_tokens(few, vocab_size),
+        1 => TokenSet::from_tokens(few, vocab_size).complement(),
+        _ => TokenSet::from_words(&any, vocab_size),
+    })
+}
+
+#[test]
+fn sets_of_tokens_that_do_not_fit_their_vocabulary_are_refused() {
+    use v1::token_set::Form;
+    let refused = |vocab_size, form| {
+        let row = v1::StepRow {
+            input: Some(v1::step_row::Input::Tokens(v1::TokenIds { ids: vec![1] })),
+            mask: Some(v1::TokenSet { vocab_size, form }),
+            ..v1::StepRow::default()
+        };
+        StepRow::try_from(row).unwrap_err().to_string()
+    };
+    let ids = |id| v1::TokenIds { ids: vec![3, id] };
+    for (vocab_size, form, named) in [
+        (100, Some(Form::Only(ids(100))), "token 100 of 100"),
+        (100, Some(Form::AllBut(ids(700))), "token 700 of 100"),
+        (
+            100,
+            Some(Form::Bits(vec![0; 12])),
+            "12 bytes for 100 tokens",
+        ),
+        (u32::MAX, Some(Form::Only(ids(4))), "4294967295"),
+        (100, None, "form"),
+    ] {
+        let error = refused(vocab_size, form);
+        assert!(
+            error.contains(named) && error.contains("TokenSet"),
+            "{error}"
+        );
+    }
+}
+
 fn row() -> impl Strategy<Value = StepRow> {
     let input = prop_oneof![
         prop::collection::vec(any::<u32>(), 1..5).prop_map(RowInput::Tokens),
@@ -75,15 +117,17 @@ fn row() -> impl Strategy<Value = StepRow> {
         ids(),
         prop::option::of(sampling()),
         ids(),
+        prop::option::of(mask()),
     )
         .prop_map(
-            |(sequence, position, input, new_blocks, sample, prompt_targets)| StepRow {
+            |(sequence, position, input, new_blocks, sample, prompt_targets, mask)| StepRow {
                 sequence,
                 position,
                 input,
                 new_blocks,
                 sample,
                 prompt_targets,
+                mask,
             },
         )
 }

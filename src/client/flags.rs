@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use anyhow::Result;
 use clap::Args;
 use secondwind_proto::v1::{
-    ChatMessage, ChatPrompt, GenerateRequest, TokenIdsPrompt, generate_request::Prompt,
+    ChatMessage, ChatPrompt, Choices, GenerateRequest, TokenIdsPrompt,
+    generate_request::{Prompt, Shape},
 };
 
 use crate::exit::UsageError;
@@ -96,6 +97,44 @@ pub struct SamplingFlags {
     /// Go on after the model's end-of-sequence token
     #[arg(long)]
     pub ignore_eos: bool,
+    /// What the answer must look like.
+    #[command(flatten)]
+    pub shape: ShapeFlags,
+}
+
+/// What the answer must look like.
+#[derive(Args, Clone, Debug, Default)]
+#[group(multiple = false)]
+pub struct ShapeFlags {
+    /// Answer with JSON that is valid under this JSON schema
+    #[arg(long, value_name = "JSON")]
+    pub json_schema: Option<String>,
+    /// Answer with a JSON object
+    #[arg(long)]
+    pub json_object: bool,
+    /// Answer with what this regular expression matches as a whole
+    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
+    pub regex: Option<String>,
+    /// Answer with this or another choice; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub choice: Vec<String>,
+    /// Answer with what this grammar derives, in the syntax of Lark
+    #[arg(long, value_name = "LARK")]
+    pub grammar: Option<String>,
+}
+
+impl ShapeFlags {
+    fn shape(&self) -> Option<Shape> {
+        let choices = || Choices {
+            choices: self.choice.clone(),
+        };
+        let text = |text: &Option<String>, shape: fn(String) -> Shape| text.clone().map(shape);
+        text(&self.json_schema, Shape::JsonSchema)
+            .or_else(|| text(&self.regex, Shape::Regex))
+            .or_else(|| text(&self.grammar, Shape::Grammar))
+            .or_else(|| self.json_object.then_some(Shape::JsonObject(true)))
+            .or_else(|| (!self.choice.is_empty()).then(|| Shape::Choice(choices())))
+    }
 }
 
 impl GenerationFlags {
@@ -164,6 +203,7 @@ impl SamplingFlags {
             prompt_logprobs: false,
             n: None,
             best_of: None,
+            shape: self.shape.shape(),
         }
     }
 }

@@ -139,6 +139,10 @@ def vllm(channel):
     assert "".join(chunk.outputs.text for chunk in chunks) == ANSWER, chunks
     assert chunks[0].prompt_info == answer.prompt_info and len(chunks) > 1, chunks
 
+    shaped = {"choice": {"choices": ["maybe", "perhaps"]}}
+    output = inference.call("Generate", text=PROMPT, decoding=shaped).outputs
+    assert output.text in ("maybe", "perhaps") and output.finish_info.finish_reason == 2, output
+
     endless = {"max_new_tokens": 4000, "ignore_eos": True}
     call = inference.call("GenerateStream", request_id="mine", text="One", stopping=endless)
     while next(call).outputs.num_tokens == 0:

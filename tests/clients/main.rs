@@ -33,6 +33,7 @@ const SUITES: [Suite; 3] = [
             "logprobs",
             "seeds_and_choices",
             "completions",
+            "shapes",
             "errors",
         ],
     },

@@ -3,9 +3,13 @@
 Each function is a check; `tests/clients/main.rs` runs them all against the embedded model.
 """
 
+import json
+import re
 import sys
+import typing
 
 import openai
+import pydantic
 
 QUESTION = "What is 345 + 278?"
 ANSWER = "345 + 278 = 623"
@@ -97,6 +101,54 @@ def completions(client):
     stream = client.completions.create(model="builtin", prompt="One", max_tokens=4, temperature=0, stream=True)
     text = "".join(chunk.choices[0].text for chunk in stream)
     assert "One" + text == answer.choices[0].text, text
+
+
+def shapes(client):
+    """Whatever the model would say: what comes is of the shape that was asked."""
+    card = {
+        "type": "object",
+        "properties": {
+            "card": {"enum": ["P40", "T4"]},
+            "gigabytes": {"type": "integer", "minimum": 1, "maximum": 99},
+        },
+        "required": ["card", "gigabytes"],
+        "additionalProperties": False,
+    }
+    schema = {"type": "json_schema", "json_schema": {"name": "card", "strict": True, "schema": card}}
+    answer = ask(client, response_format=schema).choices[0]
+    value = json.loads(answer.message.content)
+    assert value["card"] in ("P40", "T4") and 1 <= value["gigabytes"] <= 99, answer
+    assert answer.finish_reason == "stop", answer
+
+    class Card(pydantic.BaseModel):
+        gigabytes: typing.Annotated[int, pydantic.Field(ge=1, le=99)]
+
+    messages = [{"role": "user", "content": QUESTION}]
+    parsed = client.chat.completions.parse(
+        model="builtin", messages=messages, temperature=0, response_format=Card
+    )
+    assert 1 <= parsed.choices[0].message.parsed.gigabytes <= 99, parsed
+
+    free = ask(client, response_format={"type": "json_object"}, max_tokens=60, seed=1)
+    assert free.choices[0].message.content.startswith("{"), free
+    for shape, fits in [
+        ({"choice": ["yes", "no"]}, lambda text: text in ("yes", "no")),
+        ({"regex": "[a-f]{3}[0-9]"}, lambda text: re.fullmatch("[a-f]{3}[0-9]", text)),
+        ({"grammar": 'start: "a" "b"*  "c"'}, lambda text: re.fullmatch("ab*c", text)),
+        ({"json": card}, lambda text: json.loads(text)["card"] in ("P40", "T4")),
+    ]:
+        text = ask(client, extra_body={"structured_outputs": shape}).choices[0].message.content
+        assert fits(text), text
+    text = client.completions.create(
+        model="builtin", prompt="One", temperature=0, extra_body={"structured_outputs": {"choice": ["two"]}}
+    )
+    assert text.choices[0].text == "two", text
+
+    try:
+        ask(client, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 7}}})
+        raise AssertionError("a type that is none")
+    except openai.BadRequestError as error:
+        assert error.param == "response_format.json_schema.schema", error
 
 
 def errors(client):

@@ -6,3 +6,4 @@ mod harness;
 mod prefix;
 mod sampling;
 mod serving;
+mod shapes;

@@ -336,6 +336,7 @@ impl Sequence {
             },
             sample,
             prompt_targets: prompt_targets.to_vec(),
+            mask: None,
         };
         self.position += tokens.len();
         row

@@ -9,7 +9,12 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use secondwind_kernels::{KernelError, logits::Adjustment, select::Precision, weights::Dtype};
+use secondwind_kernels::{
+    KernelError,
+    logits::{Adjustment, RowMasks},
+    select::Precision,
+    weights::Dtype,
+};
 use secondwind_model::plan::KvDType;
 
 use crate::{
@@ -373,6 +378,17 @@ pub trait Backend {
         logits: &mut Self::Buffer,
         changes: &[Adjustment],
         originals: Option<&mut [f32]>,
+    ) -> Result<(), KernelError>;
+
+    /// Bans what `masks` leave out of rows of (any, width) logits, in place.
+    ///
+    /// # Errors
+    /// The device failed, or a row is of no logits.
+    fn mask_logits(
+        &mut self,
+        logits: &mut Self::Buffer,
+        width: usize,
+        masks: &RowMasks,
     ) -> Result<(), KernelError>;
 
     /// Reduces the first rows of (any, width) logits, whose first column is token `first_id`: one

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
 };
 
-use secondwind_model::step::{RowInput, SequenceId, Step, StepRow};
+use secondwind_model::step::{RowInput, SequenceId, Step, StepRow, TokenSet};
 
 use crate::rules::{Adjustments, Rules};
 
@@ -283,6 +283,10 @@ impl Sequences {
                 rules.adjust(position, vocab, first, &mut adjustments.changes);
             }
             adjustments.ends.push(adjustments.changes.len());
+            if let Some(mask) = &row.mask {
+                adjustments.masks.rows.push(index as u32);
+                mask.append_range(vocab, &mut adjustments.masks.words);
+            }
         }
         Ok(adjustments)
     }
@@ -398,6 +402,9 @@ impl Sequences {
         for (token, &target) in (first..).zip(&row.prompt_targets) {
             targets.push((token, (index, in_vocabulary(target)?)));
         }
+        if let Some(mask) = &row.mask {
+            check_mask(mask, row.sample.is_some(), vocab_size)?;
+        }
         if row.sample.is_some() {
             batch.logit_tokens.push(batch.tokens.len() as u32 - 1);
             batch.sample_rows.push(index);
@@ -443,3 +450,20 @@ impl Sequences {
 
 #[cfg(test)]
 mod tests;
+
+/// There is something to draw under `mask`.
+fn check_mask(mask: &TokenSet, samples: bool, vocab_size: usize) -> Result<(), String> {
+    if !samples {
+        return Err("it has a mask, and samples nothing".into());
+    }
+    if mask.vocab_size() != vocab_size {
+        return Err(format!(
+            "its mask is over {} tokens, the vocabulary has {vocab_size}",
+            mask.vocab_size()
+        ));
+    }
+    if mask.is_empty() {
+        return Err("its mask leaves no token".into());
+    }
+    Ok(())
+}

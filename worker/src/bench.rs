@@ -312,6 +312,7 @@ impl<B: Backend> BenchRank<B> {
                 .collect(),
             sample: sample.then(Sampling::default),
             prompt_targets: Vec::new(),
+            mask: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use secondwind_kernels::logits::Adjustment;
+use secondwind_kernels::logits::{Adjustment, RowMasks};
 use secondwind_model::step::LogitRules;
 
 /// A sequence's rules with what its tokens mean for them.
@@ -27,9 +27,17 @@ pub struct Adjustments {
     pub changes: Vec<Adjustment>,
     /// Of each sampling row: where its changes end.
     pub ends: Vec<usize>,
+    /// Of sampling rows that have one, after their changes.
+    pub masks: RowMasks,
 }
 
 impl Adjustments {
+    /// Whether anything of sampling row `row` is not as the model left it.
+    pub fn touch(&self, row: usize) -> bool {
+        let masked = || self.masks.rows.iter().any(|&masked| masked as usize == row);
+        !self.of_row(row).is_empty() || masked()
+    }
+
     /// Where the changes of sampling row `row` are.
     pub fn of_row(&self, row: usize) -> Range<usize> {
         let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);

@@ -19,6 +19,7 @@ mod models;
 mod one;
 mod render;
 mod sampling;
+mod shape;
 mod stream;
 mod tokens;
 mod whole;

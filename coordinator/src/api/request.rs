@@ -12,6 +12,7 @@ use super::defaults::{MAX_TEMPERATURE, is_min_p, is_temperature, is_top_p, is_ty
 use super::frontend::ServedModel;
 use super::prompt::prompt_ids;
 use super::rules::logit_rules;
+use super::shape;
 use crate::request::NewSequence;
 use crate::text::template::TemplateError;
 use crate::text::tokenizer::{Tokenizer, TokenizerError};
@@ -139,6 +140,14 @@ pub enum RequestError {
     /// The chat template did not give a prompt.
     #[error("chat: {0}")]
     Template(TemplateError),
+    /// The answer cannot have the shape that is asked.
+    #[error("{field}: {detail}")]
+    Shape {
+        /// The field that asks for it.
+        field: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
     /// The text could not be tokenized.
     #[error("{field}: {source}")]
     Tokenize {
@@ -159,6 +168,7 @@ impl RequestError {
             | Self::PromptTooLong { field, .. }
             | Self::OutOfRange { field, .. }
             | Self::TooMany { field, .. }
+            | Self::Shape { field, .. }
             | Self::Tokenize { field, .. } => (*field).to_owned(),
             Self::TokenId { field, index, .. } => format!("{field}[{index}]"),
             Self::StopNotUtf8 { index, .. }
@@ -205,7 +215,7 @@ impl AnswerKind {
 }
 
 /// A request that can be run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct CheckedRequest {
     /// For the step loop.
     pub sequence: NewSequence,
@@ -243,6 +253,8 @@ pub fn check_generate(
     }
     let rules = logit_rules(&request, model, stop_token_ids.iter().copied())?;
 
+    let shape = shape::asked(&request)?;
+
     let prompt_was_ids = matches!(request.prompt, Some(Prompt::TokenIds(_)));
     let kind = AnswerKind::of(request.prompt.as_ref());
     let prompt = prompt_ids(request.prompt, model)?;
@@ -263,6 +275,10 @@ pub fn check_generate(
         let range = format!("at most {room}, for which the context has room after the prompt");
         return Err(out_of_range("min_tokens", min_tokens, &range));
     }
+    let grammar = match shape {
+        Some(asked) if max_tokens > 0 => Some(asked.grammar(&prompt, model)?),
+        _ => None,
+    };
     Ok(CheckedRequest {
         sequence: NewSequence {
             prompt,
@@ -270,6 +286,7 @@ pub fn check_generate(
             max_tokens,
             stop_token_ids: stop_token_ids.into_iter().collect(),
             prompt_logprobs: request.prompt_logprobs,
+            grammar,
             deadline,
         },
         prompt_was_ids,

@@ -161,7 +161,7 @@ impl Responses {
                 if response.finish.is_none() {
                     let stop = match reason {
                         FinishReason::Stop => self.last_token,
-                        FinishReason::Length => None,
+                        FinishReason::Length | FinishReason::Complete => None,
                     };
                     let stop = stop.map(|token| self.tokenizer.token_text(token));
                     self.finish(reason, stop, timings, response);
@@ -230,7 +230,7 @@ impl Responses {
             self.metrics.finished(reason, took, &timings);
         }
         let reason = match reason {
-            FinishReason::Stop => v1::FinishReason::Stop,
+            FinishReason::Stop | FinishReason::Complete => v1::FinishReason::Stop,
             FinishReason::Length => v1::FinishReason::Length,
         };
         response.finish = Some(v1::Finish {

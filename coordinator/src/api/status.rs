@@ -128,6 +128,7 @@ impl ApiError {
                 | SubmitError::WorkerLost { .. } => Code::Unavailable,
                 SubmitError::QueueFull { .. } => Code::ResourceExhausted,
                 SubmitError::KvCacheTooSmall { .. } => Code::FailedPrecondition,
+                SubmitError::Grammar { .. } => Code::InvalidArgument,
                 SubmitError::DeadlineExceeded => Code::DeadlineExceeded,
                 SubmitError::Internal { .. } => Code::Internal,
             },

@@ -281,6 +281,7 @@ impl Scheduler {
                 input: sequence.input(tokens),
                 new_blocks: sequence.blocks[sequence.sent_blocks..].to_vec(),
                 sample: samples.then(|| sequence.draws()),
+                mask: sequence.allowed().filter(|_| samples),
                 prompt_targets: sequence.tokens[targets].to_vec(),
             });
             sequence.scheduled = end;

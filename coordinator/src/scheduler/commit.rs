@@ -5,7 +5,7 @@ use std::ops::Range;
 use secondwind_model::step::{RowResult, SequenceId, StepResult};
 
 use super::policy::OUTPUT_WORK;
-use super::sequence::Phase;
+use super::sequence::{Mask, Phase};
 use super::{Event, FinishReason, Scheduler};
 
 /// A step sent and not committed.
@@ -202,6 +202,9 @@ impl Scheduler {
         if let Some(token) = token {
             sequence.pending -= 1;
             sequence.tokens.push(token.token);
+            if sequence.mask != Mask::Free {
+                sequence.mask = Mask::Due;
+            }
             self.totals.sampled_tokens += 1;
             self.policy.charge(sequence.tenant, OUTPUT_WORK);
             if sequence.stop_tokens.contains(&token.token) {

@@ -208,6 +208,7 @@ fn request(arrival: &Arrival, index: usize) -> NewSequence {
         stop_tokens: Vec::new(),
         sampling: Sampling::default(),
         prompt_logprobs: false,
+        mask: None,
         tenant: arrival.tenant,
         priority: arrival.priority,
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut, Range};
 
-use secondwind_model::step::{LogitRules, RowInput, Sampling, SequenceId};
+use secondwind_model::step::{LogitRules, RowInput, Sampling, SequenceId, TokenSet};
 
 use super::cache::KvCache;
 
@@ -20,6 +20,9 @@ pub struct NewSequence {
     pub sampling: Sampling,
     /// Report the log-probability of every prompt token but the first.
     pub prompt_logprobs: bool,
+    /// The only tokens that may be sampled first. After each token the sequence waits to be told the next
+    /// ([`super::Scheduler::allow`]). Absent: all tokens may be sampled, always.
+    pub mask: Option<TokenSet>,
     /// Whose it is; 0 when nobody said. Tenants share the group's time evenly, and no prefix.
     pub tenant: u32,
     /// Among those of its tenant the higher one is let in first; 0 when nobody said.
@@ -39,6 +42,17 @@ pub(super) enum Phase {
     Finishing,
 }
 
+/// Which tokens a sequence may sample next.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Mask {
+    /// All of them, always.
+    Free,
+    /// It waits to be told.
+    Due,
+    /// These, after the tokens that it has.
+    Ready(TokenSet),
+}
+
 /// A sequence from its acceptance until its last step in flight is committed.
 #[derive(Clone, Debug)]
 pub(super) struct Sequence {
@@ -52,6 +66,7 @@ pub(super) struct Sequence {
     pub sampling: Sampling,
     /// Taken out of `sampling`: workers are told once.
     pub rules: Option<Box<LogitRules>>,
+    pub mask: Mask,
     pub prompt_logprobs: bool,
     pub tenant: u32,
     pub priority: i8,
@@ -90,6 +105,7 @@ impl Sequence {
             stop_tokens: new.stop_tokens,
             rules: new.sampling.rules.take(),
             sampling: new.sampling,
+            mask: new.mask.map_or(Mask::Free, Mask::Ready),
             prompt_logprobs: new.prompt_logprobs,
             tenant: new.tenant,
             priority: new.priority,
@@ -144,10 +160,29 @@ impl Sequence {
         }
         if self.wants_targets(start) {
             tokens = tokens.min(logit_rows);
-        } else if logit_rows == 0 && self.samples_at(start + tokens) {
+        }
+        let samples = self.samples_at(start + tokens);
+        if samples && !(logit_rows > self.targets(tokens).len() && self.may_sample()) {
             tokens = tokens.saturating_sub(1);
         }
         tokens
+    }
+
+    /// Whether it is known what may be sampled after the last of its tokens.
+    fn may_sample(&self) -> bool {
+        match self.mask {
+            Mask::Free => true,
+            Mask::Due => false,
+            Mask::Ready(_) => self.pending == 0,
+        }
+    }
+
+    /// What its next row may sample, if that samples.
+    pub fn allowed(&self) -> Option<TokenSet> {
+        match &self.mask {
+            Mask::Ready(mask) => Some(mask.clone()),
+            Mask::Free | Mask::Due => None,
+        }
     }
 
     /// Rows of logits that its next `tokens` tokens take.

@@ -39,6 +39,8 @@ struct Simulation {
     worker: Worker,
     results: VecDeque<StepResult>,
     clients: BTreeMap<SequenceId, Client>,
+    /// Masked ones whose last token was emitted.
+    due: VecDeque<SequenceId>,
     settings: SchedulerSettings,
 }
 
@@ -53,7 +55,10 @@ enum Action {
         priority: i8,
         /// The text begins as all texts of this number do, for so many tokens.
         begins_as: (u64, usize),
+        masked: bool,
     },
+    /// The next sequence that waits for its mask is told.
+    Allow,
     Cancel(usize),
     Step,
     Commit,
@@ -68,6 +73,7 @@ impl Simulation {
             worker: Worker::new(settings),
             results: VecDeque::new(),
             clients: BTreeMap::new(),
+            due: VecDeque::new(),
             settings,
         }
     }
@@ -81,6 +87,9 @@ impl Simulation {
             }
             Action::Commit => {
                 self.commit();
+            }
+            Action::Allow => {
+                self.allow();
             }
             Action::Abort => {
                 self.scheduler.abort_epoch();
@@ -115,13 +124,15 @@ impl Simulation {
             tenant,
             priority,
             begins_as,
+            masked,
         } = action
         else {
             return;
         };
         let id = self.scheduler.next_id;
         let length = prompt_tokens.max(self.settings.max_context_tokens);
-        let text = Text::new(id, tenant, begins_as, length);
+        let mut text = Text::new(id, tenant, begins_as, length);
+        text.masked = masked && max_tokens > 0 && prompt_tokens < length;
         let submitted = self.scheduler.submit(NewSequence {
             prompt: text.tokens[..prompt_tokens].to_vec(),
             tenant,
@@ -137,6 +148,7 @@ impl Simulation {
                 ..greedy()
             },
             prompt_logprobs: logprobs,
+            mask: text.masked.then(|| text.mask(prompt_tokens)).flatten(),
         });
         let Ok(accepted) = submitted else { return };
         assert_eq!(accepted, id);
@@ -218,7 +230,12 @@ impl Simulation {
             let client = self.clients.get_mut(&id).unwrap();
             assert!(!client.over, "an event for {id} that is over: {event:?}");
             match event {
-                Event::Token { token, .. } => client.got.push(token.token),
+                Event::Token { token, .. } => {
+                    client.got.push(token.token);
+                    if self.worker.texts[&id].masked {
+                        self.due.push_back(id);
+                    }
+                }
                 Event::PromptLogprobs {
                     position, logprobs, ..
                 } => {
@@ -250,12 +267,25 @@ impl Simulation {
         true
     }
 
+    fn allow(&mut self) -> bool {
+        let Some(id) = self.due.pop_front() else {
+            return false;
+        };
+        // A plan may have had no room for it any more.
+        if let Some(client) = self.clients.get(&id).filter(|client| !client.over) {
+            let position = client.prompt_tokens + client.got.len();
+            let mask = self.worker.texts[&id].mask(position);
+            self.scheduler.allow(id, mask.unwrap());
+        }
+        true
+    }
+
     /// Runs until nothing is left, then looks for what was.
     fn drain(&mut self) {
         for _ in 0..20_000 {
             let stepped = self.step();
             check_books(&self.scheduler);
-            if !stepped && !self.commit() {
+            if !stepped && !self.commit() && !self.allow() {
                 break;
             }
         }
@@ -355,10 +385,11 @@ fn action() -> impl Strategy<Value = Action> {
         any::<bool>(),
         prop::bool::weighted(0.3),
         (0..2_u32, -1..=1_i8),
-        (0..3_u64, 0..40_usize),
+        ((0..3_u64, 0..40_usize), prop::bool::weighted(0.3)),
     );
     let submit = submit.prop_map(
-        |(prompt_tokens, max_tokens, stops, logprobs, (tenant, priority), begins_as)| {
+        |(prompt_tokens, max_tokens, stops, logprobs, (tenant, priority), rest)| {
+            let (begins_as, masked) = rest;
             Action::Submit {
                 prompt_tokens,
                 max_tokens,
@@ -367,6 +398,7 @@ fn action() -> impl Strategy<Value = Action> {
                 tenant,
                 priority,
                 begins_as,
+                masked,
             }
         },
     );
@@ -375,6 +407,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => any::<usize>().prop_map(Action::Cancel),
         16 => Just(Action::Step),
         14 => Just(Action::Commit),
+        6 => Just(Action::Allow),
         1 => Just(Action::Abort),
         1 => (2..24_usize).prop_map(Action::Replan),
     ]

@@ -50,6 +50,7 @@ fn request(prompt_tokens: u32, max_tokens: usize) -> NewSequence {
             ..Sampling::default()
         },
         prompt_logprobs: false,
+        mask: None,
         tenant: 0,
         priority: 0,
     }

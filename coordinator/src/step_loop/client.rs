@@ -13,6 +13,7 @@ use crate::{
     cluster::State,
     metrics::Metrics,
     request::{Engine, EventStream, NewSequence, SequenceEvent, SequenceTimings, SubmitError},
+    text::grammar::Grammar,
 };
 
 /// The loop as the API sees it.
@@ -38,6 +39,8 @@ pub(super) struct Client {
     pub last_token: Option<Instant>,
     pub prompt_tokens: usize,
     pub prompt_logprobs: Vec<PromptLogprob>,
+    /// While no token of the sequence is being taken into it.
+    pub grammar: Option<Grammar>,
     pub strikes: u32,
 }
 

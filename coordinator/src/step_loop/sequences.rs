@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use secondwind_model::step::SequenceId;
-use tokio::time::timeout;
+use tokio::{sync::mpsc::UnboundedSender, task::spawn_blocking, time::timeout};
 
 use super::{
     StepLoop,
@@ -16,6 +16,7 @@ use crate::{
         self, Event, Refusal,
         backlog::{Pace, retry_after},
     },
+    text::grammar::{Grammar, Next},
 };
 
 impl StepLoop {
@@ -35,6 +36,10 @@ impl StepLoop {
             stop_tokens: sequence.stop_token_ids,
             sampling: sequence.sampling,
             prompt_logprobs: wants_prompt_logprobs,
+            mask: sequence
+                .grammar
+                .as_ref()
+                .map(|grammar| grammar.mask().clone()),
             tenant: 0,
             priority: 0,
         });
@@ -61,6 +66,7 @@ impl StepLoop {
                 last_token: None,
                 prompt_tokens,
                 prompt_logprobs: Vec::new(),
+                grammar: sequence.grammar,
                 strikes: 0,
             },
         );
@@ -102,6 +108,9 @@ impl StepLoop {
                             None => self.metrics.first_token(now - client.submitted),
                         }
                         client.first_token.get_or_insert(now);
+                        if let Some(grammar) = client.grammar.take() {
+                            follow(self.followed.0.clone(), sequence, grammar, token.token);
+                        }
                         client.tell(SequenceEvent::Token(token));
                     }
                 }
@@ -130,6 +139,31 @@ impl StepLoop {
         }
     }
 
+    /// A token was taken into its sequence's grammar, beside the loop.
+    pub(super) fn followed(&mut self, followed: Followed) {
+        let Followed { id, grammar, next } = followed;
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        match next {
+            Ok(Next::Tokens(mask)) => {
+                client.grammar = Some(grammar);
+                if let Some(scheduler) = &mut self.scheduler {
+                    scheduler.allow(id, mask);
+                }
+                return;
+            }
+            Ok(Next::End) => {
+                let (reason, timings) = (FinishReason::Complete, client.timings(Instant::now()));
+                client.tell(SequenceEvent::Finished { reason, timings });
+            }
+            Err(detail) => {
+                client.tell(SequenceEvent::Failed(SubmitError::Grammar { detail }));
+            }
+        }
+        self.cancel(id);
+    }
+
     /// Strikes the sequences to blame; one that has too many strikes is given up.
     pub(super) fn strike(&mut self, blame: Blame, reason: &str) {
         // Two steps in flight may carry the same sequence.
@@ -155,6 +189,22 @@ impl StepLoop {
             self.cancel(id);
         }
     }
+}
+
+/// A grammar that took in a token.
+pub(super) struct Followed {
+    id: SequenceId,
+    grammar: Grammar,
+    next: Result<Next, String>,
+}
+
+/// Takes `token` into `grammar` where it holds up nobody: that may take milliseconds.
+fn follow(followed: UnboundedSender<Followed>, id: SequenceId, mut grammar: Grammar, token: u32) {
+    spawn_blocking(move || {
+        let next = grammar.accept(token);
+        // Only a loop that is over does not listen.
+        let _ = followed.send(Followed { id, grammar, next });
+    });
 }
 
 /// A refusal in the words of the API.

@@ -199,6 +199,7 @@ fn sequence(prompt: usize, max_tokens: usize) -> NewSequence {
         max_tokens,
         stop_token_ids: Vec::new(),
         prompt_logprobs: false,
+        grammar: None,
         deadline: None,
     }
 }
@@ -276,6 +277,7 @@ async fn before_the_first_group_nothing_is_accepted() {
         max_tokens: 1,
         stop_token_ids: Vec::new(),
         prompt_logprobs: false,
+        grammar: None,
         deadline: None,
     };
     let refused = harness.engine.submit(sequence).unwrap_err();

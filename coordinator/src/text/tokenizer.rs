@@ -41,11 +41,12 @@ pub enum TokenizerError {
     },
 }
 
-/// A token's bytes and whether it is special.
+/// A token's bytes and whether it is special, or at least added to the vocabulary by name.
 #[derive(Clone, Debug, Default)]
 struct Token {
     bytes: Box<[u8]>,
     special: bool,
+    added: bool,
 }
 
 /// Text to token ids and back.
@@ -94,6 +95,7 @@ impl Tokenizer {
             tokens[index] = Token {
                 bytes: bytes.into(),
                 special: entry.is_some_and(|added| added.special),
+                added: entry.is_some(),
             };
         }
         Ok(Self {
@@ -128,6 +130,18 @@ impl Tokenizer {
         self.tokens
             .get(id as usize)
             .is_some_and(|token| token.special)
+    }
+
+    /// The token is not made of pieces of text: special, or one like `<think>`, which is part of the text.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.tokens
+            .get(id as usize)
+            .is_some_and(|token| token.added)
+    }
+
+    /// The added token that is written as `text`.
+    pub fn added_token(&self, text: &str) -> Option<u32> {
+        self.hf.token_to_id(text).filter(|&id| self.is_added(id))
     }
 
     /// The special token that is written as `text`.

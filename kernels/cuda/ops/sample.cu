@@ -1,5 +1,5 @@
-// Single logits changed by a sequence's rules, and rows of logits reduced to what sampling needs, so that
-// no whole row leaves the device: the twins of adjust_logits, reduce_row and target_logit. Blocks reduce chunks of a row, then one block joins them.
+// Single logits changed by a sequence's rules, masked rows, and rows of logits reduced to what sampling needs, so that
+// no whole row leaves the device: the twins of adjust_logits, mask_logits, reduce_row and target_logit. Blocks reduce chunks of a row, then one block joins them.
 // Integer counts, distinct ranks and sums of fixed shape: the same bits at every run.
 #include "rows.cuh"
 
@@ -312,6 +312,21 @@ adjust_logits(float* __restrict__ logits,                   // (rows, n) f32, ro
                                           : __fmul_rn(biased, change.penalty);
     const float largest = __uint_as_float(0x7f7fffffu);
     logits[change.element] = fminf(__fsub_rn(penalised, change.subtract), largest);
+}
+
+constexpr int MASK_THREADS = 256;
+
+// Bans what a row's mask leaves out. Grid: (blocks of columns, masked rows).
+extern "C" __global__ void __launch_bounds__(MASK_THREADS)
+mask_logits(float* __restrict__ logits,      // (any, n) f32, row-major
+            const u32* __restrict__ rows,    // (masked rows) each once
+            const u32* __restrict__ words,   // (masked rows, ceil(n / 32)), a set bit stays
+            int n) {
+    const int column = blockIdx.x * MASK_THREADS + threadIdx.x;
+    if (column >= n) return;
+    const u32 word = words[(size_t)blockIdx.y * ((n + 31) / 32) + column / 32];
+    if (word >> (column % 32) & 1) return;
+    logits[(size_t)rows[blockIdx.y] * n + column] = __uint_as_float(0xff800000u);
 }
 
 #define SAMPLE(K, JOIN_THREADS)                                                                    \

@@ -22,5 +22,6 @@ pub use attention::{AttentionScratch, attention, attention_scratch_bytes};
 pub(crate) use linear::FUSED_ROWS;
 pub use linear::{LinearScratch, linear, linear_scratch_bytes};
 pub use ops::{
-    add, adjust_logits, embed, head_norm, kv_write, reduce_row, rms_norm, rope, silu_mul,
+    add, adjust_logits, embed, head_norm, kv_write, mask_logits, reduce_row, rms_norm, rope,
+    silu_mul,
 };

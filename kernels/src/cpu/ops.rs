@@ -4,7 +4,7 @@ use crate::embedding::EmbeddingSource;
 use crate::error::{KernelError, expect_length};
 use crate::heads::HeadRows;
 use crate::kv::KvCache;
-use crate::logits::{Adjustment, RowSummary, candidates};
+use crate::logits::{Adjustment, RowMasks, RowSummary, candidates};
 use crate::reference;
 use crate::rows::{check_norm, check_rope};
 
@@ -151,6 +151,40 @@ pub fn adjust_logits(
             originals[index] = *logit;
         }
         *logit = adjustment.apply(*logit);
+    }
+    Ok(())
+}
+
+/// Bans the tokens that `masks` leave out, in place.
+///
+/// `logits`: (rows, `width`).
+///
+/// # Errors
+/// A row outside `logits`, or words for other rows than there are.
+pub fn mask_logits(logits: &mut [f32], width: usize, masks: &RowMasks) -> Result<(), KernelError> {
+    const OP: &str = "mask_logits";
+    let words = width.div_ceil(32);
+    expect_length(OP, "words", masks.rows.len() * words, masks.words.len())?;
+    let rows = logits.len().checked_div(width).unwrap_or(0);
+    for (&row, words) in masks.rows.iter().zip(masks.words.chunks(words.max(1))) {
+        if row as usize >= rows {
+            return Err(KernelError::Shape {
+                op: OP,
+                tensor: "rows",
+                problem: format!("name row {row} of {rows}"),
+            });
+        }
+        let row = &mut logits[row as usize * width..][..width];
+        for (logits, &word) in row.chunks_mut(32).zip(words) {
+            if word == u32::MAX {
+                continue;
+            }
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -43,7 +43,7 @@ pub use ops::{
     take_rows, to_f16,
 };
 pub use pack::{Code, Form, Pack, PackSource};
-pub use sample::{RowRequest, SampleScratch, adjust_logits, reduce_rows};
+pub use sample::{RowRequest, SampleScratch, adjust_logits, mask_logits, reduce_rows};
 pub use shared::Stop;
 pub use source::{UNITS, Unit, source_hash};
 

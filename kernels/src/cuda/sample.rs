@@ -1,7 +1,7 @@
-//! Single logits changed on the card, and rows reduced to what sampling needs: no whole row crosses the bus.
+//! Single logits changed and rows masked on the card, and rows reduced to what sampling needs: no whole row crosses the bus.
 
 use super::{CudaError, Device, Memory, launch};
-use crate::logits::{Adjustment, CANDIDATES, RowSummary};
+use crate::logits::{Adjustment, CANDIDATES, RowMasks, RowSummary};
 
 /// Logits that one block reduces.
 const CHUNK: usize = 8192;
@@ -14,6 +14,8 @@ const ROW_WORDS: usize = 10 + 2 * CANDIDATES;
 const ADJUSTMENTS: usize = 1 << 16;
 /// Threads of a block that changes logits.
 const ADJUST_THREADS: usize = 256;
+/// Threads of a block that masks a row.
+const MASK_THREADS: usize = 256;
 
 /// Memory between the launches of one reduction, and its result.
 pub struct SampleScratch {
@@ -23,6 +25,8 @@ pub struct SampleScratch {
     rows: Memory<u32>,
     adjustments: Memory<Adjustment>,
     originals: Memory<f32>,
+    masked_rows: Memory<u32>,
+    masks: Memory<u32>,
     max_rows: usize,
 }
 
@@ -46,13 +50,16 @@ impl SampleScratch {
             rows: device.zeros(rows * ROW_WORDS, what)?,
             adjustments: device.zeros(adjustments, what)?,
             originals: device.zeros(adjustments, what)?,
+            masked_rows: device.zeros(rows, what)?,
+            masks: device.zeros(rows * width.div_ceil(32), what)?,
             max_rows: rows,
         })
     }
 
     /// Bytes that [`SampleScratch::new`] takes.
     pub fn bytes_for(rows: usize, width: usize) -> u64 {
-        let words = rows * (2 + width.div_ceil(CHUNK) * CHUNK_WORDS + ROW_WORDS);
+        let words =
+            rows * (3 + width.div_ceil(CHUNK) * CHUNK_WORDS + ROW_WORDS + width.div_ceil(32));
         let adjustment = size_of::<Adjustment>() + size_of::<f32>();
         (4 * words + Self::adjustments(rows, width) * adjustment) as u64
     }
@@ -112,6 +119,35 @@ pub fn adjust_logits(
         }
     }
     Ok(())
+}
+
+/// Bans what `masks` leave out of rows of (any, `width`) logits, in place and in stream order.
+///
+/// # Errors
+/// The card's.
+pub fn mask_logits(
+    device: &Device,
+    logits: &Memory<f32>,
+    width: usize,
+    masks: &RowMasks,
+    scratch: &SampleScratch,
+) -> Result<(), CudaError> {
+    let rows = masks.rows.len();
+    let inside = |&row: &u32| (row as usize + 1) * width <= logits.len();
+    assert!(
+        rows <= scratch.max_rows
+            && masks.rows.iter().all(inside)
+            && masks.words.len() == rows * width.div_ceil(32),
+        "mask_logits: lengths"
+    );
+    if rows == 0 {
+        return Ok(());
+    }
+    device.write(&scratch.masked_rows, 0, &masks.rows)?;
+    device.write(&scratch.masks, 0, &masks.words)?;
+    let blocks = width.div_ceil(MASK_THREADS) as u32;
+    launch!(device, "mask_logits", [blocks, rows as u32, 1], [MASK_THREADS as u32, 1, 1], 0;
+        logits.address(), scratch.masked_rows.address(), scratch.masks.address(), width as i32)
 }
 
 /// Reduces the rows of (requests, width) logits, whose first column is token `first_id`. Waits for

@@ -41,6 +41,7 @@ fn main() {
         ("rope_kv and attention", attention::paths),
         ("sampling", ops::sampling),
         ("adjusted logits", ops::adjusting),
+        ("masked logits", ops::masking),
         ("guard", linear::guard),
         (ALONE, one_shot::sums),
     ];

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use half::f16;
-use secondwind_kernels::{cuda::*, logits::Adjustment, weights::Dtype};
+use secondwind_kernels::{
+    cuda::*,
+    logits::{Adjustment, RowMasks},
+    weights::Dtype,
+};
 
 use crate::{close, common::Random, download, poisoned, told};
 
@@ -266,6 +270,30 @@ pub fn adjusting(device: &Device, random: &mut Random) -> Result<(), String> {
             if keep && bits(&originals) != bits(&expected_originals) {
                 return Err(format!("{what}: other originals"));
             }
+        }
+    }
+    Ok(())
+}
+
+pub fn masking(device: &Device, random: &mut Random) -> Result<(), String> {
+    for (rows, width) in [(1, 5), (2, 1000), (4, 151_936), (3, 75_969)] {
+        let logits = random.floats(rows * width);
+        let scratch = SampleScratch::new(device, rows, width).map_err(told)?;
+        let rows_masked: Vec<u32> = (0..rows as u32).filter(|row| row % 3 != 1).collect();
+        let words = rows_masked.len() * width.div_ceil(32);
+        let masks = RowMasks {
+            words: (0..words)
+                .map(|_| [0, u32::MAX, random.below(1 << 31) as u32][random.below(3)])
+                .collect(),
+            rows: rows_masked,
+        };
+        let mut expected = logits.clone();
+        secondwind_kernels::cpu::mask_logits(&mut expected, width, &masks).map_err(told)?;
+        let logits_on = device.upload(&logits, "a test").map_err(told)?;
+        mask_logits(device, &logits_on, width, &masks, &scratch).map_err(told)?;
+        let got = download(device, &logits_on, rows * width)?;
+        if got != expected {
+            return Err(format!("mask_logits ({rows}, {width}): other logits"));
         }
     }
     Ok(())

@@ -12,7 +12,7 @@ use secondwind_kernels::{
     embedding::{EmbeddingBuilder, EmbeddingSource, EmbeddingTable},
     heads::{AttentionRows, HeadRows},
     kv::{KvCache, KvDtype, KvShape},
-    logits::{self, Adjustment, CANDIDATES},
+    logits::{self, Adjustment, CANDIDATES, RowMasks},
     pool::ThreadPool,
     select::{
         AttentionPath, AttentionTask, Choice, DeviceFacts, LinearPath, LinearShape, Phase,
@@ -462,6 +462,15 @@ impl Backend for CpuBackend {
         originals: Option<&mut [f32]>,
     ) -> Result<(), KernelError> {
         cpu::adjust_logits(logits, changes, originals)
+    }
+
+    fn mask_logits(
+        &mut self,
+        logits: &mut Vec<f32>,
+        width: usize,
+        masks: &RowMasks,
+    ) -> Result<(), KernelError> {
+        cpu::mask_logits(logits, width, masks)
     }
 
     fn reduce_rows(

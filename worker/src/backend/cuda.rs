@@ -14,7 +14,7 @@ use secondwind_kernels::{
         Recording, SampleScratch, Table, Weights,
     },
     kv::{KvDtype, KvShape},
-    logits::Adjustment,
+    logits::{Adjustment, RowMasks},
     select::{AttentionPath, LinearPath, Phase, Precision},
     weights::{Dtype, QuantSpec},
 };
@@ -683,6 +683,22 @@ impl Backend for CudaBackend {
             logits,
             changes,
             originals,
+            scratch,
+        )?)
+    }
+
+    fn mask_logits(
+        &mut self,
+        logits: &mut Memory<f32>,
+        width: usize,
+        masks: &RowMasks,
+    ) -> Result<(), KernelError> {
+        let scratch = &self.step()?.sample;
+        Ok(cuda::mask_logits(
+            &self.device,
+            logits,
+            width,
+            masks,
             scratch,
         )?)
     }

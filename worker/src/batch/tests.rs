@@ -1,6 +1,6 @@
 //! Steps that follow, and steps that do not.
 
-use secondwind_model::step::{LogitRules, Sampling};
+use secondwind_model::step::{LogitRules, Sampling, TokenSet};
 
 use super::*;
 
@@ -21,6 +21,7 @@ fn row(sequence: u64, position: usize, tokens: &[u32], new_blocks: &[u32]) -> St
         new_blocks: new_blocks.to_vec(),
         sample: None,
         prompt_targets: Vec::new(),
+        mask: None,
     }
 }
 
@@ -279,4 +280,41 @@ fn refuses_what_does_not_follow() {
         error.to_string().contains("9 tokens, the plan allows 8"),
         "{error}"
     );
+}
+
+#[test]
+fn masks_are_cut_to_a_ranks_range() {
+    let mut sequences = Sequences::new(LIMITS);
+    let mut free = row(1, 0, &[1], &[1]);
+    free.sample = greedy();
+    let mut masked = row(2, 0, &[1, 2], &[2]);
+    masked.sample = greedy();
+    masked.mask = Some(TokenSet::from_tokens([3, 40, 41, 72, 99], 100));
+    let step = step(0, vec![free, masked]);
+    let batch = sequences.batch(&step).unwrap();
+    let range = 40..73;
+    let adjustments = sequences.adjustments(&step, &batch, &range).unwrap();
+    assert_eq!(adjustments.masks.rows, [1]);
+    // Tokens 40 and 41; token 72 is bit 0 of the second word.
+    assert_eq!(adjustments.masks.words[0], 0b11);
+    assert_eq!(adjustments.masks.words[1] & 1, 1);
+    assert!(!adjustments.touch(0) && adjustments.touch(1));
+}
+
+#[test]
+fn refuses_masks_under_which_nothing_can_be_drawn() {
+    let refused = |mask, sample| {
+        let mut row = row(1, 0, &[1], &[1]);
+        row.sample = sample;
+        row.mask = Some(mask);
+        let step = step(0, vec![row]);
+        let error = Sequences::new(LIMITS).batch(&step).unwrap_err();
+        assert_eq!(error.sequence(), Some(1));
+        error.to_string()
+    };
+    let empty = TokenSet::from_tokens([], 100);
+    assert!(refused(empty.clone(), greedy()).contains("leaves no token"));
+    assert!(refused(empty, None).contains("samples nothing"));
+    let other = TokenSet::from_tokens([1], 99);
+    assert!(refused(other, greedy()).contains("over 99 tokens"));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use secondwind_kernels::logits::Adjustment;
+use secondwind_kernels::logits::{Adjustment, RowMasks};
 use secondwind_model::step::Sampling;
 
 use crate::{backend::Backend, rules::Adjustments, shard::Shard};
@@ -23,10 +23,10 @@ impl<'a> Changes<'a> {
         samplings: &[&Sampling],
         shard: &Shard<B>,
     ) -> Self {
-        let reported = samplings.iter().enumerate().map(|(row, sampling)| {
-            let changes = !adjustments.of_row(row).is_empty();
-            sampling.logprobs.filter(|_| changes)
-        });
+        let reported = samplings
+            .iter()
+            .enumerate()
+            .map(|(row, sampling)| sampling.logprobs.filter(|_| adjustments.touch(row)));
         Self {
             adjustments,
             reported: reported.collect(),
@@ -38,6 +38,11 @@ impl<'a> Changes<'a> {
     /// All changes, in order.
     pub fn all(&self) -> &[Adjustment] {
         &self.adjustments.changes
+    }
+
+    /// Which tokens may be drawn of rows that are masked.
+    pub fn masks(&self) -> &RowMasks {
+        &self.adjustments.masks
     }
 
     /// The most likely tokens to report of sampling row `row`, if it changes and reports any.

@@ -221,6 +221,9 @@ fn reduce<B: Backend>(
             .adjust_logits(logits, list, wanted)
             .map_err(op("sample.rules"))?;
     }
+    backend
+        .mask_logits(logits, shard.vocab.len(), changes.masks())
+        .map_err(op("sample.mask"))?;
     let reduced = backend
         .reduce_rows(logits, shard.vocab.len(), first_id, &requests)
         .map_err(op("sample.reduce"))?;

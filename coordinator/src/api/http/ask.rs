@@ -8,8 +8,10 @@ use secondwind_proto::v1::generate_request::Prompt;
 use super::super::choices::choices as several;
 use super::super::frontend::ServedModel;
 use super::super::request::{CheckedRequest, RequestError, check_generate};
+use super::super::shape::DEMAND;
 use super::super::status::ApiError;
 use super::sampling::Streaming;
+use super::shape::Named;
 
 /// The endpoint that was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +39,12 @@ pub(super) struct Ask {
     pub streaming: Option<Streaming>,
     /// The answer begins with the prompt.
     pub echo: bool,
+    /// What the answer must look like.
+    pub shape: Option<Named>,
 }
 
 /// One answer to be made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Choice {
     pub checked: CheckedRequest,
     /// The prompt, where the answer begins with it; its choices share it.
@@ -61,13 +65,18 @@ impl Ask {
             // A copy at a time: lists that are too long are refused before there is another.
             let request = v1::GenerateRequest {
                 prompt: Some(prompt),
+                shape: self.shape.as_ref().map(|named| named.shape.clone()),
                 ..self.request.clone()
             };
-            let checked =
-                check_generate(request, model, None).map_err(|source| ApiError::Named {
-                    field: self.kind.field(&source, place),
-                    source,
-                })?;
+            let checked = check_generate(request, model, None).map_err(|source| {
+                let field = match (&source, &self.shape) {
+                    (RequestError::Shape { field, .. }, Some(named)) if *field != DEMAND => {
+                        named.field.clone()
+                    }
+                    _ => self.kind.field(&source, place),
+                };
+                ApiError::Named { field, source }
+            })?;
             let echo = self.echo.then(|| {
                 let decode = || {
                     model
@@ -108,6 +117,7 @@ pub(super) fn chat_field(field: &str) -> String {
         "chat" | "prompt" => "messages".to_owned(),
         "logprobs" => "top_logprobs".to_owned(),
         "chat.template_variables_json" => "chat_template_kwargs".to_owned(),
+        DEMAND => "tool_choice".to_owned(),
         _ => match field.strip_prefix("chat.") {
             Some(rest) => rest.trim_end_matches("_json").to_owned(),
             None => field.to_owned(),

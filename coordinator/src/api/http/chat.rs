@@ -5,7 +5,7 @@ use secondwind_proto::v1::generate_request::Prompt;
 use super::super::status::ApiError;
 use super::ask::{Ask, Kind};
 use super::fields::{Fields, value_error};
-use super::{extras, messages, sampling};
+use super::{extras, messages, sampling, shape};
 
 /// Reads the body.
 pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
@@ -13,6 +13,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
     let model = fields.text("model")?;
     let mut request = sampling::read(fields)?;
     let prompt = Prompt::Chat(messages::chat(fields, strict)?);
+    let shape = shape::read(fields, strict)?;
     request.max_tokens = max_tokens(fields)?;
     let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
     let top_logprobs = sampling::token_count(fields, "top_logprobs")?;
@@ -33,6 +34,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
         choices,
         streaming,
         echo: false,
+        shape,
     })
 }
 

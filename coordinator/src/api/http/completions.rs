@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::super::status::ApiError;
 use super::ask::{Ask, Kind};
 use super::fields::{Fields, value_error, wrong_kind};
-use super::{extras, sampling};
+use super::{extras, sampling, shape};
 
 /// Tokens of an answer whose request does not say; OpenAI's.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -31,6 +31,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
     request.logprobs = sampling::token_count(fields, "logprobs")?;
     // With nothing to generate the prompt is all there is to do.
     request.prompt_logprobs = echo && (request.logprobs.is_some() || max_tokens == 0);
+    let shape = shape::read(fields, strict)?;
     let choices = sampling::choices(fields)?;
     let sequences = prompts.len() * choices;
     if sequences > sampling::MAX_CHOICES {
@@ -52,6 +53,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
         choices,
         streaming,
         echo,
+        shape,
     })
 }
 

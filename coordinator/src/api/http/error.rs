@@ -118,7 +118,9 @@ pub(super) fn status(error: &ApiError) -> StatusCode {
             | SubmitError::Draining
             | SubmitError::WorkerLost { .. } => StatusCode::SERVICE_UNAVAILABLE,
             SubmitError::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            SubmitError::KvCacheTooSmall { .. } => StatusCode::BAD_REQUEST,
+            SubmitError::KvCacheTooSmall { .. } | SubmitError::Grammar { .. } => {
+                StatusCode::BAD_REQUEST
+            }
             SubmitError::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             SubmitError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         },

@@ -95,3 +95,26 @@ pub(super) const PART: Extras = Extras {
     unsupported: &[],
     hints: &["cache_control", "annotations"],
 };
+
+/// Of `response_format`.
+pub(super) const RESPONSE_FORMAT: Extras = Extras {
+    unsupported: &[],
+    hints: &[],
+};
+
+/// Of `response_format.json_schema`. A shape is always kept to, strict or not.
+pub(super) const JSON_SCHEMA: Extras = Extras {
+    unsupported: &[],
+    hints: &["name", "description", "strict"],
+};
+
+/// Of `structured_outputs`.
+pub(super) const STRUCTURED_OUTPUTS: Extras = Extras {
+    unsupported: &[
+        ("structural_tag", &[]),
+        ("whitespace_pattern", &[]),
+        ("disable_any_whitespace", &["false"]),
+        ("disable_additional_properties", &["false"]),
+    ],
+    hints: &["disable_fallback"],
+};

@@ -37,9 +37,11 @@ pub(super) fn chat(fields: &mut Fields, strict: bool) -> Result<v1::ChatPrompt, 
     if let Some(add) = fields.boolean("add_generation_prompt")? {
         variables.insert("add_generation_prompt".to_owned(), add.into());
     }
+    let (tools_json, tool_demand) = tools(fields)?;
     Ok(v1::ChatPrompt {
         messages,
-        tools_json: tools(fields)?,
+        tools_json,
+        tool_demand,
         template_variables_json: match variables.is_empty() {
             true => String::new(),
             false => Json::Object(variables).to_string(),
@@ -47,8 +49,8 @@ pub(super) fn chat(fields: &mut Fields, strict: bool) -> Result<v1::ChatPrompt, 
     })
 }
 
-/// The tools that the model is told of.
-fn tools(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+/// The tools that the model is told of, and whether it must call any.
+fn tools(fields: &mut Fields) -> Result<(Vec<String>, Option<v1::ToolDemand>), ApiError> {
     let mut tools = Vec::new();
     for (index, tool) in fields.list("tools")?.unwrap_or_default().iter().enumerate() {
         let named = tool.pointer("/function/name").is_some_and(Json::is_string);
@@ -60,16 +62,38 @@ fn tools(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         tools.push(tool.to_string());
     }
     let name = fields.name("tool_choice");
-    match fields.any("tool_choice") {
-        None => Ok(tools),
-        Some(Json::String(choice)) if choice == "auto" => Ok(tools),
+    let unsupported = || ApiError::Field {
+        field: name.clone(),
+        detail: "is none of auto, none, required, and a function by its name".to_owned(),
+        kind: FieldMistake::Unsupported,
+    };
+    let choice = match fields.any("tool_choice") {
+        None => return Ok((tools, None)),
+        Some(Json::String(choice)) => choice,
+        Some(choice @ Json::Object(_)) => {
+            let function = choice.pointer("/function/name").and_then(Json::as_str);
+            let function = function.filter(|_| choice["type"] == "function");
+            let name = function.ok_or_else(unsupported)?.to_owned();
+            return Ok((
+                tools,
+                Some(v1::ToolDemand {
+                    name,
+                    several: false,
+                }),
+            ));
+        }
+        Some(other) => return Err(wrong_kind(&name, &other, "a string or an object")),
+    };
+    match choice.as_str() {
+        "auto" => Ok((tools, None)),
         // It cannot call what it is not told of.
-        Some(Json::String(choice)) if choice == "none" => Ok(Vec::new()),
-        Some(_) => Err(ApiError::Field {
-            field: name,
-            detail: "is not supported; leave it out, or take auto or none".to_owned(),
-            kind: FieldMistake::Unsupported,
-        }),
+        "none" => Ok((Vec::new(), None)),
+        "required" => {
+            let several = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
+            let name = String::new();
+            Ok((tools, Some(v1::ToolDemand { name, several })))
+        }
+        _ => Err(unsupported()),
     }
 }
 

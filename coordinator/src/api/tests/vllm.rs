@@ -296,6 +296,32 @@ async fn an_aborted_request_ends_at_once_and_frees_its_id() {
 }
 
 #[tokio::test]
+async fn an_answer_may_have_a_shape() {
+    let served = serve(says(vec![finished(FinishReason::Complete)])).await;
+    let structured = |shape| vllm::GenerateRequest {
+        decoding: Some(vllm::DecodingParameters {
+            structured_output: Some(shape),
+            ..vllm::DecodingParameters::default()
+        }),
+        ..hello()
+    };
+    let shaped = [
+        (StructuredOutput::Regex("[0-9]+".to_owned()), true),
+        (StructuredOutput::JsonObject(true), true),
+        (StructuredOutput::JsonObject(false), false),
+    ];
+    for (shape, _) in shaped.clone() {
+        let whole = client(&served).generate(structured(shape)).await.unwrap();
+        let finish = whole.into_inner().outputs.unwrap().finish_info.unwrap();
+        assert_eq!(finish.finish_reason(), Reason::Stop);
+        assert_eq!(finish.stop_reason, None);
+    }
+    let submitted = served.engine.submitted.lock().unwrap();
+    let grammars = submitted.iter().map(|sequence| sequence.grammar.is_some());
+    assert!(grammars.eq(shaped.map(|(_, expected)| expected)));
+}
+
+#[tokio::test]
 async fn server_and_model_are_described() {
     let served = serve(says(vec![finished(FinishReason::Length)])).await;
     let mut control = ControlClient::new(served.channel.clone());
@@ -488,24 +514,20 @@ async fn what_cannot_be_done_is_refused_by_name() {
             unsupported("kv.ec_transfer_params"),
         ),
         (
-            structured(StructuredOutput::Json("{}".to_owned())),
-            unsupported("decoding.json"),
+            structured(StructuredOutput::Json("{".to_owned())),
+            "decoding.json: is not JSON: EOF while parsing an object at line 1 column 1".to_owned(),
         ),
         (
-            structured(StructuredOutput::Regex("a".to_owned())),
-            unsupported("decoding.regex"),
+            structured(StructuredOutput::Regex(String::new())),
+            "decoding.regex: is empty".to_owned(),
         ),
         (
             structured(StructuredOutput::Choice(StringChoices::default())),
-            unsupported("decoding.choice"),
+            "decoding.choice: has nothing to choose".to_owned(),
         ),
         (
-            structured(StructuredOutput::Grammar("a".to_owned())),
-            unsupported("decoding.grammar"),
-        ),
-        (
-            structured(StructuredOutput::JsonObject(true)),
-            unsupported("decoding.json_object"),
+            structured(StructuredOutput::Grammar(String::new())),
+            "decoding.grammar: is empty".to_owned(),
         ),
         (
             structured(StructuredOutput::StructuralTag("a".to_owned())),

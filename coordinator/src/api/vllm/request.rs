@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use secondwind_model::step::MAX_TOP_LOGPROBS;
-use secondwind_proto::v1::generate_request::Prompt;
+use secondwind_proto::v1::generate_request::{Prompt, Shape};
 use secondwind_proto::vllm::candidate_tokens::Select;
 use secondwind_proto::vllm::decoding_parameters::StructuredOutput;
 use secondwind_proto::{v1, vllm};
@@ -18,7 +18,7 @@ use super::response::Report;
 const DEFAULT_MAX_TOKENS: u32 = 20;
 
 /// Our fields and theirs, where they are called otherwise.
-const NAMES: [(&str, &str); 12] = [
+const NAMES: [(&str, &str); 17] = [
     ("max_tokens", "stopping.max_new_tokens"),
     ("min_tokens", "stopping.min_new_tokens"),
     ("stop", "stopping.stop_strings"),
@@ -31,6 +31,11 @@ const NAMES: [(&str, &str); 12] = [
     ("frequency_penalty", "decoding.frequency_penalty"),
     ("repetition_penalty", "decoding.repetition_penalty"),
     ("logit_bias", "decoding.logit_bias"),
+    ("json_schema", "decoding.json"),
+    ("json_object", "decoding.json_object"),
+    ("regex", "decoding.regex"),
+    ("choice", "decoding.choice"),
+    ("grammar", "decoding.grammar"),
 ];
 
 /// A request that can be run.
@@ -60,7 +65,7 @@ pub(super) fn read(
     let stopping = request.stopping.unwrap_or_default();
     let decoding = request.decoding.unwrap_or_default();
     let response = request.response.unwrap_or_default();
-    structured(decoding.structured_output)?;
+    let shape = decoding.structured_output.map(structured).transpose()?;
     let mut report = Report {
         text: response.output_text.unwrap_or(true),
         token_ids: response.output_token_ids,
@@ -119,6 +124,7 @@ pub(super) fn read(
         logprobs: (response.output_logprobs || response.prompt_logprobs)
             .then_some(MAX_TOP_LOGPROBS as u32),
         prompt_logprobs: response.prompt_logprobs,
+        shape,
         ..v1::GenerateRequest::default()
     };
     let checked = check_generate(ours, model, deadline).map_err(|source| {
@@ -184,17 +190,19 @@ fn refuse_unsupported(request: &vllm::GenerateRequest) -> Result<(), ApiError> {
 }
 
 /// The form that an answer must have.
-fn structured(asked: Option<StructuredOutput>) -> Result<(), ApiError> {
-    let field = match asked {
-        None | Some(StructuredOutput::JsonObject(false)) => return Ok(()),
-        Some(StructuredOutput::Json(_)) => "json",
-        Some(StructuredOutput::Regex(_)) => "regex",
-        Some(StructuredOutput::Choice(_)) => "choice",
-        Some(StructuredOutput::Grammar(_)) => "grammar",
-        Some(StructuredOutput::JsonObject(true)) => "json_object",
-        Some(StructuredOutput::StructuralTag(_)) => "structural_tag",
-    };
-    Err(ApiError::unsupported(format!("decoding.{field}")))
+fn structured(asked: StructuredOutput) -> Result<Shape, ApiError> {
+    Ok(match asked {
+        StructuredOutput::Json(schema) => Shape::JsonSchema(schema),
+        StructuredOutput::Regex(regex) => Shape::Regex(regex),
+        StructuredOutput::Choice(asked) => Shape::Choice(v1::Choices {
+            choices: asked.choices,
+        }),
+        StructuredOutput::Grammar(grammar) => Shape::Grammar(grammar),
+        StructuredOutput::JsonObject(wanted) => Shape::JsonObject(wanted),
+        StructuredOutput::StructuralTag(_) => {
+            return Err(ApiError::unsupported("decoding.structural_tag"));
+        }
+    })
 }
 
 fn sequences(asked: u32, streams: bool) -> Result<usize, ApiError> {

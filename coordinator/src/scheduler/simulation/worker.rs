@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use secondwind_model::step::{
-    RowInput, RowResult, SequenceId, Step, StepResult, StepRow, TokenLogprobs,
+    RowInput, RowResult, SequenceId, Step, StepResult, StepRow, TokenLogprobs, TokenSet,
 };
 
 use crate::scheduler::SchedulerSettings;
@@ -13,6 +13,8 @@ use crate::scheduler::SchedulerSettings;
 #[derive(Clone)]
 pub struct Text {
     pub tokens: Vec<u32>,
+    /// It is only sampled under masks.
+    pub masked: bool,
     /// Of each position, what its KV depends on: the tenant and all tokens so far.
     kv: Vec<u64>,
 }
@@ -40,7 +42,15 @@ impl Text {
             so_far
         });
         let kv = kv.collect();
-        Self { tokens, kv }
+        let masked = false;
+        Self { tokens, masked, kv }
+    }
+
+    /// What may be sampled at `position`; no two positions have the same.
+    pub fn mask(&self, position: usize) -> Option<TokenSet> {
+        let tokens = [self.tokens[position], 24 + position as u32];
+        self.masked
+            .then(|| TokenSet::from_tokens(tokens, 24 + self.tokens.len()))
     }
 }
 
@@ -198,6 +208,8 @@ impl Worker {
             let read = self.kv[&slot(position)];
             assert_eq!(read, text.kv[position], "sequence {id} at {position}");
         }
+        let mask = row.sample.as_ref().and_then(|_| text.mask(end));
+        assert_eq!(row.mask, mask, "mask of sequence {id} at {end}");
         if let Some(sample) = &row.sample {
             // Rules come once, and with every token that came before, on the wire or in the cache.
             let known = self.tables.get_mut(&id).expect("it ran");

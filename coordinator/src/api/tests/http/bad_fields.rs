@@ -57,6 +57,81 @@ async fn every_bad_field_is_named() {
             "chat_template_kwargs: \"messages\" cannot be set; use the messages of the chat",
         ),
         (
+            chat(json!({"response_format": "json"})),
+            "response_format: is a string, not an object",
+        ),
+        (
+            chat(json!({"response_format": {}})),
+            "response_format.type: is missing",
+        ),
+        (
+            chat(json!({"response_format": {"type": "yaml"}})),
+            "response_format.type: \"yaml\" is none of text, json_object, json_schema",
+        ),
+        (
+            chat(json!({"response_format": {"type": "json_schema"}})),
+            "response_format.json_schema: is missing",
+        ),
+        (
+            chat(json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}})),
+            "response_format.json_schema.schema: is missing",
+        ),
+        (
+            chat(
+                json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}}),
+            ),
+            "response_format.json_schema.schema: Invalid type: x",
+        ),
+        (
+            chat(
+                json!({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}),
+            ),
+            "structured_outputs: cannot be had together with response_format",
+        ),
+        (
+            text(json!({"structured_outputs": {}})),
+            "structured_outputs: has none of json, json_object, regex, choice, grammar",
+        ),
+        (
+            text(json!({"structured_outputs": {"regex": "a", "choice": ["b"]}})),
+            "structured_outputs.choice: cannot be had together with structured_outputs.regex",
+        ),
+        (
+            text(json!({"structured_outputs": {"choice": ["b", 1]}})),
+            "structured_outputs.choice[1]: is a number, not a string",
+        ),
+        (
+            text(json!({"structured_outputs": {"choice": []}})),
+            "structured_outputs.choice: has nothing to choose",
+        ),
+        (
+            text(json!({"structured_outputs": {"regex": "a".repeat(200_000)}})),
+            "structured_outputs.regex: has 200000 bytes; at most 131072 are taken",
+        ),
+        (
+            text(json!({"structured_outputs": {"json": "{"}})),
+            "structured_outputs.json: is not JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        (
+            text(json!({"structured_outputs": {"json_object": true}, "min_tokens": 2})),
+            "min_tokens: 2 is not 0, which is all that an answer with a shape can take: the shape says when it may end",
+        ),
+        (
+            chat(json!({"tool_choice": "required"})),
+            "tool_choice: there are no tools to call",
+        ),
+        (
+            chat(json!({
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+            })),
+            "tool_choice: no tool is called \"g\"",
+        ),
+        (
+            chat(json!({"tool_choice": 1})),
+            "tool_choice: is a number, not a string or an object",
+        ),
+        (
             chat(json!({"chat_template_kwargs": 1})),
             "chat_template_kwargs: is a number, not an object",
         ),

@@ -127,17 +127,28 @@ async fn calls_of_tools_are_read_from_the_answer() {
     let last = &events.last().unwrap()["choices"][0];
     assert_eq!(last["finish_reason"], "tool_calls");
 
-    for choice in [
-        json!("required"),
-        json!({"type": "function", "function": {"name": "add"}}),
+    let free = served.engine.submitted.lock().unwrap().pop().unwrap();
+    assert!(free.grammar.is_none());
+    for (choice, several) in [
+        (json!("required"), true),
+        (json!("required"), false),
+        (
+            json!({"type": "function", "function": {"name": "add"}}),
+            true,
+        ),
     ] {
-        let ask = with(asking.clone(), json!({"tool_choice": choice}));
+        let changes = json!({"tool_choice": choice, "parallel_tool_calls": several});
+        let ask = with(asking.clone(), changes);
         let reply = post(&served, "/v1/chat/completions", &ask).await;
-        assert_eq!(reply.status, 400, "{}", reply.body);
-        let error = &reply.json()["error"];
-        assert_eq!(error["param"], "tool_choice");
-        assert_eq!(error["code"], "unsupported_parameter");
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let sequence = served.engine.submitted.lock().unwrap().pop().unwrap();
+        let begins = sequence.grammar.unwrap();
+        assert!(begins.mask().contains(u32::from(b'<')));
+        assert!(!begins.mask().contains(u32::from(b'I')));
     }
+    let custom = with(asking.clone(), json!({"tool_choice": {"type": "custom"}}));
+    let reply = post(&served, "/v1/chat/completions", &custom).await;
+    assert_eq!(reply.json()["error"]["code"], "unsupported_parameter");
     // A model that is not told of tools calls none.
     for ask in [with(asking, json!({"tool_choice": "none"})), hello()] {
         let json = post(&served, "/v1/chat/completions", &ask).await.json();

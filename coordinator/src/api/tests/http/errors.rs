@@ -57,7 +57,6 @@ async fn what_changes_the_answer_and_is_not_supported_is_refused_by_name() {
     let served = serve(says(answer("x"))).await;
     for (path, field, value) in [
         (CHAT, "best_of", json!(2)),
-        (CHAT, "response_format", json!({"type": "json_object"})),
         (CHAT, "guided_json", json!({})),
         (CHAT, "parallel_tool_calls", json!(false)),
         (TEXT, "tools", json!([{"type": "function"}])),
