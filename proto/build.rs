@@ -4,14 +4,19 @@ use std::{env, error::Error, fs, path::PathBuf};
 use protox::prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=secondwind");
+    for folder in ["secondwind", "vllm", "kserve"] {
+        println!("cargo:rerun-if-changed={folder}");
+    }
     let files = [
         "secondwind/v1/cluster.proto",
         "secondwind/v1/inference.proto",
         "secondwind/v1/peer.proto",
+        "vllm/inference.proto",
+        "vllm/control.proto",
+        "kserve/grpc_service.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
-    let out = PathBuf::from(env::var("OUT_DIR")?).join("secondwind.v1.bin");
+    let out = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
     fs::write(out, descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())

@@ -12,6 +12,7 @@ use crate::{
         answer::Answer,
         error::RequestError,
         flags::{SamplingFlags, message},
+        show::Show,
     },
     exit::{StdoutClosed, UsageError},
     output,
@@ -81,7 +82,11 @@ pub async fn run(flags: Flags, common: Common) -> Result<()> {
             Line::Say(text) => {
                 conversation.push(message("user", text));
                 match reply(&mut client, &conversation, &flags.sampling).await {
-                    Ok(Some(text)) => conversation.push(message("assistant", text)),
+                    Ok(Some(answer)) => conversation.push(ChatMessage {
+                        // Templates know which of it the model is to see again.
+                        reasoning_content: answer.reasoning,
+                        ..message("assistant", answer.text)
+                    }),
                     Ok(None) => {
                         conversation.pop();
                         interrupted = true;
@@ -105,7 +110,7 @@ async fn reply(
     client: &mut Client,
     conversation: &[ChatMessage],
     sampling: &SamplingFlags,
-) -> Result<Option<String>> {
+) -> Result<Option<Answer>> {
     let prompt = ChatPrompt {
         messages: conversation.to_vec(),
         ..ChatPrompt::default()
@@ -113,7 +118,8 @@ async fn reply(
     let request = sampling.request(Prompt::Chat(prompt));
     let answer = async {
         let stream = client.generate(request.clone()).await?;
-        Answer::receive(stream, &request, None, output::print).await
+        let mut show = Show::default();
+        Answer::receive(stream, &request, None, |piece| show.piece(piece)).await
     };
     let answer = tokio::select! {
         answer = answer => Some(answer),
@@ -126,8 +132,11 @@ async fn reply(
     let Some(answer) = answer.transpose()? else {
         return Ok(None);
     };
+    for line in answer.call_lines() {
+        output::note(&line);
+    }
     output::note(&answer.summary());
-    Ok(Some(answer.text))
+    Ok(Some(answer))
 }
 
 /// Reads on a thread of its own, for the editor blocks. Ctrl-C counts also where the terminal is not in

@@ -91,12 +91,12 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
         step_deadline: config
             .duration("coordinator.step_timeout")
             .context("coordinator.step_timeout is not set")?,
+        reasoning: match config.text("coordinator.reasoning").as_deref() {
+            Some("keep") => Reasoning::Keep,
+            _ => Reasoning::Split,
+        },
         http: HttpSettings {
             strict: config.boolean("coordinator.strict"),
-            reasoning: match config.text("coordinator.reasoning").as_deref() {
-                Some("keep") => Reasoning::Keep,
-                _ => Reasoning::Split,
-            },
         },
         exit_without_plan: false,
     })

@@ -5,7 +5,9 @@ use clap::Args;
 
 use crate::{
     cli::Common,
-    client::{Client, DEFAULT_ENDPOINT, answer::Answer, flags::GenerationFlags, group::Plan},
+    client::{
+        Client, DEFAULT_ENDPOINT, answer::Answer, flags::GenerationFlags, group::Plan, show::Show,
+    },
     exit::UsageError,
     output,
 };
@@ -83,13 +85,10 @@ pub async fn answer(
 ) -> Result<()> {
     let request = flags.request(served.has_chat_template)?;
     let stream = client.generate(request.clone()).await?;
-    let mut shown = false;
-    let answer = Answer::receive(stream, &request, served.plan, |text| {
-        if flags.json || text.is_empty() {
-            return Ok(());
-        }
-        shown = true;
-        output::print(text)
+    let mut show = Show::default();
+    let answer = Answer::receive(stream, &request, served.plan, |piece| match flags.json {
+        true => Ok(()),
+        false => show.piece(piece),
     })
     .await;
     if flags.json {
@@ -98,11 +97,11 @@ pub async fn answer(
         return output::print_line(&serde_json::to_string(&answer)?);
     }
     // An answer that breaks off leaves the cursor in the middle of a line.
-    if shown || answer.is_ok() {
+    if show.answered || answer.is_ok() {
         output::print("\n")?;
     }
     let answer = answer?;
-    for line in answer.logprob_lines() {
+    for line in answer.call_lines().chain(answer.logprob_lines()) {
         output::note(&line);
     }
     notes.say(&answer.summary())

@@ -26,6 +26,13 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// A piece of what stands beside the answer, on standard error.
+pub fn aside(text: &str) {
+    let mut err = std::io::stderr();
+    // As in `note`.
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+}
+
 /// Bytes for people, in units of 1024.
 pub fn bytes(bytes: u64) -> String {
     let mut value = bytes as f64;

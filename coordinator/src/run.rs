@@ -17,7 +17,8 @@ use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     api::{
-        self, Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle,
+        self, Connections, Frontend, HttpSettings, Reasoning, SamplingDefaults, ServedModel,
+        ServingHandle,
     },
     cluster::{ClusterService, Collective, Identity, Membership, MembershipSettings, State},
     metrics::Metrics,
@@ -65,6 +66,8 @@ pub struct CoordinatorConfig {
     pub collective: Collective,
     /// A step that takes longer ends the epoch.
     pub step_deadline: Duration,
+    /// What becomes of the reasoning in the answers of chats.
+    pub reasoning: Reasoning,
     /// How the HTTP API behaves.
     pub http: HttpSettings,
     /// End when the workers that came cannot serve the model, instead of waiting for others.
@@ -220,7 +223,7 @@ impl Coordinator {
             Metrics::new(&served.name),
         );
         let (serving, health) = api::health().await;
-        let frontend = Arc::new(Frontend::new(engine, Arc::new(served)));
+        let frontend = Arc::new(Frontend::new(engine, Arc::new(served), config.reasoning));
         let client_router = api::router(frontend, health, config.http)
             .map_err(|error| CoordinatorError::Internal(error.to_string()))?;
         let cluster_router = Server::builder()

@@ -1,5 +1,6 @@
 //! Text to tokens and back: chat template, tokenizer, streaming decoder.
 
+pub mod answer;
 pub mod chat;
 pub mod decode;
 #[cfg(test)]

@@ -16,9 +16,20 @@ pub mod v1 {
     tonic::include_proto!("secondwind.v1");
 }
 
+/// Generated messages, clients and servers of package `vllm`, as vLLM's engines speak it.
+#[allow(missing_docs, clippy::all, unused_qualifications, rustdoc::all)]
+pub mod vllm {
+    tonic::include_proto!("vllm");
+}
+
+/// Generated messages, clients and servers of package `inference`: KServe's protocol, with Triton's stream.
+#[allow(missing_docs, clippy::all, unused_qualifications, rustdoc::all)]
+pub mod kserve {
+    tonic::include_proto!("inference");
+}
+
 /// The compiled descriptors, for gRPC reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/secondwind.v1.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub use step::{step_from_wire, step_result_from_wire, step_result_to_wire, step_to_wire};
 

@@ -21,8 +21,14 @@ pub struct Answer {
     pub token_ids: Vec<u32>,
     /// One per token; null when nobody asked.
     pub logprobs: Option<Vec<TokenLogprob>>,
+    /// What the model thought before it answered, where the coordinator puts it apart.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reasoning: String,
     /// The answer.
     pub text: String,
+    /// Tools that the model wants called.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<Call>,
     /// `stop` or `length`.
     pub finish_reason: &'static str,
     /// Token counts.
@@ -31,6 +37,14 @@ pub struct Answer {
     pub timings: Timings,
     /// The group that computed it.
     pub plan: Option<Plan>,
+}
+
+/// A tool that the model wants called.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Call {
+    name: String,
+    /// A JSON object, as text.
+    arguments: String,
 }
 
 /// An output token's natural log-probability and the most likely tokens in its place.
@@ -68,14 +82,9 @@ pub struct Timings {
 }
 
 impl Answer {
-    /// Receives a whole stream; `on_text` sees each piece of text as it comes.
-    pub async fn receive(
-        mut stream: Streaming<GenerateResponse>,
-        request: &GenerateRequest,
-        plan: Option<Plan>,
-        mut on_text: impl FnMut(&str) -> Result<()>,
-    ) -> Result<Self> {
-        let mut answer = Self {
+    /// Nothing has come yet.
+    fn new(request: &GenerateRequest, plan: Option<Plan>) -> Self {
+        Self {
             prompt_token_ids: match &request.prompt {
                 Some(Prompt::TokenIds(prompt)) => prompt.ids.clone(),
                 _ => Vec::new(),
@@ -83,14 +92,26 @@ impl Answer {
             prompt_logprobs: None,
             token_ids: Vec::new(),
             logprobs: request.logprobs.map(|_| Vec::new()),
+            reasoning: String::new(),
             text: String::new(),
+            tool_calls: Vec::new(),
             finish_reason: "",
             usage: Usage::default(),
             timings: Timings::default(),
             plan,
-        };
+        }
+    }
+
+    /// Receives a whole stream; `on_piece` sees each piece as it comes.
+    pub async fn receive(
+        mut stream: Streaming<GenerateResponse>,
+        request: &GenerateRequest,
+        plan: Option<Plan>,
+        mut on_piece: impl FnMut(&GenerateResponse) -> Result<()>,
+    ) -> Result<Self> {
+        let mut answer = Self::new(request, plan);
         while let Some(piece) = stream.message().await.map_err(RequestError::from)? {
-            on_text(&piece.text)?;
+            on_piece(&piece)?;
             answer.add(piece, request.prompt_logprobs);
         }
         if answer.finish_reason.is_empty() {
@@ -119,7 +140,13 @@ impl Answer {
             );
         }
         self.token_ids.extend(piece.token_ids);
+        self.reasoning += &piece.reasoning;
         self.text += &piece.text;
+        let calls = piece.tool_calls.into_iter().map(|call| Call {
+            name: call.name,
+            arguments: call.arguments_json,
+        });
+        self.tool_calls.extend(calls);
         if let Some(finish) = piece.finish {
             self.finish_reason = match finish.reason() {
                 FinishReason::Stop => "stop",
@@ -135,6 +162,12 @@ impl Answer {
             };
             self.timings = timings(finish.timings.unwrap_or_default(), usage.completion_tokens);
         }
+    }
+
+    /// The calls of tools, for people.
+    pub fn call_lines(&self) -> impl Iterator<Item = String> {
+        let calls = self.tool_calls.iter();
+        calls.map(|call| format!("calls {} {}", call.name, call.arguments))
     }
 
     /// One line about speed.
@@ -210,5 +243,48 @@ fn timings(wire: WireTimings, completion_tokens: u32) -> Timings {
         prefill_ms: wire.prefill_ms,
         decode_ms: wire.decode_ms,
         tokens_per_second: Some(rate).filter(|rate| rate.is_finite() && *rate > 0.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secondwind_proto::v1::ToolCall;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn reasoning_and_calls_are_told_where_there_are_any() {
+        let mut answer = Answer::new(&GenerateRequest::default(), None);
+        let fields = |answer: &Answer| serde_json::to_value(answer).unwrap();
+        let plain = fields(&answer);
+        assert!(plain.get("reasoning").is_none() && plain.get("tool_calls").is_none());
+        for reasoning in ["h", "m"] {
+            let piece = GenerateResponse {
+                reasoning: reasoning.to_owned(),
+                ..GenerateResponse::default()
+            };
+            answer.add(piece, false);
+        }
+        let call = ToolCall {
+            name: "add".to_owned(),
+            arguments_json: "{}".to_owned(),
+        };
+        let piece = GenerateResponse {
+            text: "I see.".to_owned(),
+            tool_calls: vec![call],
+            ..GenerateResponse::default()
+        };
+        answer.add(piece, false);
+        let told = fields(&answer);
+        assert_eq!(
+            (&told["reasoning"], &told["text"]),
+            (&json!("hm"), &json!("I see."))
+        );
+        assert_eq!(
+            told["tool_calls"],
+            json!([{"name": "add", "arguments": "{}"}])
+        );
+        assert_eq!(answer.call_lines().collect::<Vec<_>>(), ["calls add {}"]);
     }
 }

@@ -1,13 +1,14 @@
 //! The gRPC client: what `demo`, `generate` and `chat` say to a coordinator, and what they make of the
 //! answer.
 //!
-//! [`flags`] become a request, [`answer`] receives the stream, [`group`] shows who serves, [`error`]
+//! [`flags`] become a request, [`answer`] receives the stream, [`show`] shows it, [`group`] shows who serves, [`error`]
 //! names what went wrong.
 
 pub mod answer;
 pub mod error;
 pub mod flags;
 pub mod group;
+pub mod show;
 
 use std::time::Duration;
 

@@ -116,7 +116,7 @@ pub static KEYS: &[Key] = &[
     key(Coordinator, "prefix_cache", Kind::Choice(&["on", "off"]), Some("on"), "Keep the KV blocks of past prompts and answers while nothing else needs them, and share them with requests that begin alike"),
     key(Coordinator, "max_drafts", Kind::Integer { min: 0, max: 32 }, Some("4"), "Tokens that a step guesses, at the most, of a text that repeats what came before, in places that no other sequence needs; 0 guesses none"),
     key(Coordinator, "collective", Kind::Choice(&["auto", "nccl", "grpc"]), Some("auto"), "How ranks exchange partial sums; `auto` takes NCCL if every rank has the same"),
-    key(Coordinator, "reasoning", Kind::Choice(&["split", "keep"]), Some("split"), "Whether answers of chats over HTTP have what stands between <think> and </think> in reasoning_content, or all in content"),
+    key(Coordinator, "reasoning", Kind::Choice(&["split", "keep"]), Some("split"), "Whether answers of chats have what stands between <think> and </think> apart (`reasoning_content` over HTTP, `reasoning` over gRPC), or all in the text"),
     key(Coordinator, "strict", Kind::Bool, Some("false"), "Refuse HTTP requests with fields that nobody knows, instead of ignoring those"),
     key(Coordinator, "step_timeout", Kind::Duration, Some("60s"), "A step that takes longer ends the group, which then forms again"),
     key(Coordinator, "stop_timeout", Kind::Duration, Some("30s"), "Time to stop cleanly after SIGTERM or SIGINT"),

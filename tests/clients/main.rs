@@ -4,52 +4,114 @@
 use std::{
     env,
     io::{BufRead, BufReader, Read},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-const OPENAI_CHECKS: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/clients/openai_checks.py"
-);
+/// Checks of one client, each a function of a Python script.
+struct Suite {
+    name: &'static str,
+    /// Beside this file.
+    script: &'static str,
+    /// Packages that it needs.
+    imports: &'static str,
+    checks: &'static [&'static str],
+}
 
-const CHECKS: [&str; 8] = [
-    "models",
-    "chat",
-    "streaming",
-    "logprobs",
-    "seeds_and_choices",
-    "completions",
-    "shapes",
-    "errors",
+const SUITES: [Suite; 3] = [
+    Suite {
+        name: "openai",
+        script: "openai_checks.py",
+        imports: "openai",
+        checks: &[
+            "models",
+            "chat",
+            "streaming",
+            "logprobs",
+            "seeds_and_choices",
+            "completions",
+            "shapes",
+            "errors",
+        ],
+    },
+    Suite {
+        name: "grpc",
+        script: "grpc_checks.py",
+        imports: "grpc, grpc_health.v1, grpc_reflection.v1alpha",
+        checks: &[
+            "reflection",
+            "health",
+            "generate",
+            "cancel",
+            "deadline",
+            "vllm",
+        ],
+    },
+    Suite {
+        name: "triton",
+        script: "triton_checks.py",
+        imports: "tritonclient.grpc",
+        checks: &["metadata", "infer", "stream"],
+    },
 ];
 
 fn main() {
     let arguments = Arguments::from_args();
-    let missing = missing();
-    let server = match &missing {
-        None if !arguments.list => Some(Arc::new(Server::start())),
-        _ => None,
-    };
-    let trials = CHECKS
-        .into_iter()
-        .map(|check| {
-            let server = server.clone();
-            let trial = Trial::test(format!("openai: {check}"), move || match &server {
-                Some(server) => run(check, &server.url),
-                None => Err(Failed::from("the openai package is missing")),
-            });
-            match &missing {
-                Some(why) => trial.with_ignored_flag(true).with_kind(why),
-                None => trial,
-            }
-        })
-        .collect();
+    let suites = SUITES.map(|suite| (missing(python().args(["-c", &imports(&suite)])), suite));
+    let no_curl = missing(Command::new("curl").arg("--version"));
+    let no_grpcurl = missing(Command::new("grpcurl").arg("-version"));
+    let absent = suites.iter().map(|(missing, _)| missing);
+    let runs = absent.chain([&no_curl, &no_grpcurl]).any(Option::is_none);
+    let server = (runs && !arguments.list).then(|| Arc::new(Server::start()));
+    let mut trials = Vec::new();
+    for (missing, suite) in &suites {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/clients")
+            .join(suite.script);
+        for &check in suite.checks {
+            let script = script.clone();
+            trials.push(trial(
+                format!("{}: {check}", suite.name),
+                &server,
+                missing.as_deref(),
+                move |url| {
+                    run(python().arg(&script).args([check, url]))?;
+                    Ok(())
+                },
+            ));
+        }
+    }
+    for (name, missing, check) in [
+        ("curl: streaming", &no_curl, curl_streaming as fn(&str) -> _),
+        ("curl: readme", &no_curl, curl_readme),
+        ("grpcurl: readme", &no_grpcurl, grpcurl_readme),
+    ] {
+        trials.push(trial(name.into(), &server, missing.as_deref(), check));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(server);
     conclusion.exit();
+}
+
+/// A test over the server, or the reason why it is ignored.
+fn trial(
+    name: String,
+    server: &Option<Arc<Server>>,
+    missing: Option<&str>,
+    check: impl FnOnce(&str) -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    let server = server.clone();
+    let trial = Trial::test(name, move || match &server {
+        Some(server) => check(&server.url),
+        None => Err(Failed::from("there is no client to be served")),
+    });
+    match missing {
+        Some(why) => trial.with_ignored_flag(true).with_kind(why),
+        None => trial,
+    }
 }
 
 /// Python with the folder of its packages, if one is named.
@@ -61,31 +123,87 @@ fn python() -> Command {
     python
 }
 
-/// Why the package cannot be used.
-fn missing() -> Option<String> {
-    match python().args(["-c", "import openai"]).output() {
-        Err(error) => Some(format!("python3: {error}")),
+fn imports(suite: &Suite) -> String {
+    format!("import {}", suite.imports)
+}
+
+/// Why `command` cannot be used.
+fn missing(command: &mut Command) -> Option<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    match command.output() {
+        Err(error) => Some(format!("{name}: {error}")),
         Ok(output) if output.status.success() => None,
         Ok(output) => {
             let words = String::from_utf8_lossy(&output.stderr);
-            let last = words
-                .lines()
-                .last()
-                .unwrap_or("python3 cannot import openai");
-            Some(last.to_owned())
+            Some(words.lines().last().unwrap_or("it failed").to_owned())
         }
     }
 }
 
-fn run(check: &str, url: &str) -> Result<(), Failed> {
-    let output = python()
-        .args([OPENAI_CHECKS, check, url])
+/// What `command` writes.
+fn run(command: &mut Command) -> Result<String, Failed> {
+    let output = command
         .output()
-        .map_err(|error| format!("python3: {error}"))?;
+        .map_err(|error| format!("{:?}: {error}", command.get_program()))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
+}
+
+/// Server-sent events as curl writes them down.
+fn curl_streaming(url: &str) -> Result<(), Failed> {
+    let ask = r#"{"messages": [{"role": "user", "content": "What is 345 + 278?"}], "temperature": 0, "stream": true}"#;
+    let events = run(Command::new("curl").args([
+        "-N",
+        "--silent",
+        "--show-error",
+        "--fail",
+        &format!("{url}/v1/chat/completions"),
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        ask,
+    ]))?;
+    let mut datas: Vec<&str> = events
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .collect();
+    assert_eq!(datas.pop(), Some("[DONE]"), "{events}");
+    let text: String = datas
+        .into_iter()
+        .map(|data| serde_json::from_str::<serde_json::Value>(data).unwrap())
+        .filter_map(|chunk| {
+            let content = &chunk["choices"][0]["delta"]["content"];
+            content.as_str().map(str::to_owned)
+        })
+        .collect();
+    assert_eq!(text, "345 + 278 = 623");
+    Ok(())
+}
+
+fn curl_readme(url: &str) -> Result<(), Failed> {
+    let answer = readme("curl", url)?;
+    assert!(answer.contains("345 + 278 = 623"), "{answer}");
+    Ok(())
+}
+
+fn grpcurl_readme(url: &str) -> Result<(), Failed> {
+    let answer = readme("grpcurl", url)?;
+    assert!(answer.contains("\"completionTokens\""), "{answer}");
+    Ok(())
+}
+
+/// What the README's command of this program writes, at another address.
+fn readme(program: &str, url: &str) -> Result<String, Failed> {
+    let text = include_str!("../../README.md").replace("\\\n", " ");
+    let command = text
+        .lines()
+        .find(|line| line.starts_with(&format!("{program} ")))
+        .expect("the README shows it");
+    let address = url.trim_start_matches("http://");
+    let command = command.replace("127.0.0.1:7700", address);
+    run(Command::new("sh").args(["-c", &command]))
 }
 
 /// A server, until it is dropped.

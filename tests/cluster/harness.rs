@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, HttpSettings, Settings};
+use secondwind_coordinator::{
+    Collective, Coordinator, CoordinatorConfig, HttpSettings, Reasoning, Settings,
+};
 use secondwind_kernels::cuda::{Arch, PackSource};
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use secondwind_proto::v1::{self, inference_client::InferenceClient};
@@ -100,6 +102,7 @@ impl Cluster {
             max_drafts: setup.max_drafts,
             collective: setup.collective,
             step_deadline: PATIENCE,
+            reasoning: Reasoning::default(),
             http: HttpSettings::default(),
             exit_without_plan: false,
         };

@@ -10,12 +10,13 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::defaults::SamplingDefaults;
-use super::request::CheckedRequest;
+use super::request::{AnswerKind, CheckedRequest};
 use super::response::Responses;
 use super::status::ApiError;
 use crate::metrics::Metrics;
 use crate::request::{Engine, SubmitError};
 use crate::text::Text;
+use crate::text::answer::AnswerSplitter;
 
 /// How much earlier than a deadline an unanswered call is given up, so that the client reads our
 /// DEADLINE_EXCEEDED and not the transport's own CANCELLED.
@@ -55,21 +56,36 @@ impl ServedModel {
     }
 }
 
+/// What becomes of what a model thinks before it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reasoning {
+    /// It stands apart from the answer.
+    #[default]
+    Split,
+    /// It stays in the answer, tags included.
+    Keep,
+}
+
+/// Tokens at the end of a prompt that hold an opening tag, if a template wrote one there.
+const OPENING_TOKENS: usize = 16;
+
 /// Model and step loop, as gRPC and HTTP both reach them.
 pub struct Frontend<E> {
     engine: Arc<E>,
     model: Arc<ServedModel>,
+    reasoning: Reasoning,
     /// Requests that are being read, rendered and tokenized at the same time.
     checks: Arc<Semaphore>,
 }
 
 impl<E: Engine> Frontend<E> {
     /// Serves `model` through `engine`.
-    pub fn new(engine: Arc<E>, model: Arc<ServedModel>) -> Self {
+    pub fn new(engine: Arc<E>, model: Arc<ServedModel>, reasoning: Reasoning) -> Self {
         let threads = available_parallelism().map_or(1, usize::from);
         Self {
             engine,
             model,
+            reasoning,
             checks: Arc::new(Semaphore::new(2 * threads)),
         }
     }
@@ -126,12 +142,29 @@ impl<E: Engine> Frontend<E> {
         let events = submitted.inspect_err(|error| metrics.failed(Some(error)))?;
         let prompt_token_ids = std::mem::take(&mut checked.sequence.prompt);
         let tokenizer = Arc::clone(self.model.text.tokenizer());
+        let splitter = self.splitter(checked.kind, &prompt_token_ids);
         Ok(Responses::new(
             &checked,
             prompt_token_ids,
             events,
             tokenizer,
+            splitter,
             Arc::clone(metrics),
         ))
+    }
+
+    fn splitter(&self, kind: AnswerKind, prompt: &[u32]) -> AnswerSplitter {
+        let mut splitter = AnswerSplitter::default();
+        let AnswerKind::Chat { may_call } = kind else {
+            return splitter;
+        };
+        if self.reasoning == Reasoning::Split {
+            let end = &prompt[prompt.len().saturating_sub(OPENING_TOKENS)..];
+            splitter = splitter.with_reasoning(&self.model.text.tokenizer().decode(end, false));
+        }
+        if may_call {
+            splitter = splitter.with_calls();
+        }
+        splitter
     }
 }

@@ -16,6 +16,7 @@ mod generate;
 mod logprobs;
 mod messages;
 mod models;
+mod one;
 mod render;
 mod sampling;
 mod shape;
@@ -35,7 +36,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tonic::Status;
 
+pub(super) use access::drawn;
 pub use error::HttpError;
+pub(super) use one::{Completion, completion};
 
 use super::frontend::Frontend;
 use super::server::MAX_HEADER_LIST_BYTES;
@@ -47,18 +50,6 @@ use crate::request::Engine;
 pub struct HttpSettings {
     /// Refuse fields that nobody knows.
     pub strict: bool,
-    /// What becomes of the reasoning in the answers of chats.
-    pub reasoning: Reasoning,
-}
-
-/// What becomes of what a model thinks before it answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reasoning {
-    /// It stands in `reasoning_content`.
-    #[default]
-    Split,
-    /// It stays in `content`, tags included.
-    Keep,
 }
 
 /// What every handler has.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use secondwind_model::step::{LogitRules, MAX_TOP_LOGPROBS, Sampling};
 use secondwind_proto::v1;
+use secondwind_proto::v1::generate_request::Prompt;
 
 use super::defaults::{MAX_TEMPERATURE, is_min_p, is_temperature, is_top_p, is_typical_p};
 use super::frontend::ServedModel;
@@ -190,6 +191,29 @@ impl RequestError {
     }
 }
 
+/// How the text of an answer is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerKind {
+    /// As it is.
+    Text,
+    /// With reasoning, and with calls if the model was told of tools.
+    Chat {
+        /// It was.
+        may_call: bool,
+    },
+}
+
+impl AnswerKind {
+    fn of(prompt: Option<&Prompt>) -> Self {
+        match prompt {
+            Some(Prompt::Chat(chat)) => Self::Chat {
+                may_call: !chat.tools_json.is_empty(),
+            },
+            _ => Self::Text,
+        }
+    }
+}
+
 /// A request that can be run.
 #[derive(Clone, Debug)]
 pub struct CheckedRequest {
@@ -199,6 +223,8 @@ pub struct CheckedRequest {
     pub prompt_was_ids: bool,
     /// Strings that end the text.
     pub stops: Vec<String>,
+    /// How the text is read.
+    pub kind: AnswerKind,
 }
 
 /// Checks `request`; renders and tokenizes its prompt. Takes a while for long prompts.
@@ -229,10 +255,8 @@ pub fn check_generate(
 
     let shape = shape::asked(&request)?;
 
-    let prompt_was_ids = matches!(
-        request.prompt,
-        Some(v1::generate_request::Prompt::TokenIds(_))
-    );
+    let prompt_was_ids = matches!(request.prompt, Some(Prompt::TokenIds(_)));
+    let kind = AnswerKind::of(request.prompt.as_ref());
     let prompt = prompt_ids(request.prompt, model)?;
     let prompt_tokens = prompt.len();
     sampling.rules = (!rules.change_nothing()).then(|| {
@@ -267,6 +291,7 @@ pub fn check_generate(
         },
         prompt_was_ids,
         stops,
+        kind,
     })
 }
 

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use secondwind_model::step::{PromptLogprob, TokenLogprobs};
 use secondwind_proto::v1;
 use tokio::time::Sleep;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt};
 
 use super::request::CheckedRequest;
 use super::status::ApiError;
 use crate::metrics::Metrics;
 use crate::request::{EventStream, FinishReason, SequenceEvent, SequenceTimings, SubmitError};
+use crate::text::answer::{AnswerSplitter, Parts};
 use crate::text::decode::{StreamDecoder, TextPiece};
 use crate::text::tokenizer::Tokenizer;
 
@@ -29,6 +30,7 @@ pub(super) struct Responses {
     deadline: Option<Pin<Box<Sleep>>>,
     tokenizer: Arc<Tokenizer>,
     decoder: StreamDecoder,
+    splitter: AnswerSplitter,
     stop_token_ids: Vec<u32>,
     with_logprobs: bool,
     /// Most likely tokens to report.
@@ -54,6 +56,7 @@ impl Responses {
         prompt_token_ids: Vec<u32>,
         events: EventStream,
         tokenizer: Arc<Tokenizer>,
+        splitter: AnswerSplitter,
         metrics: Arc<Metrics>,
     ) -> Self {
         let sequence = &request.sequence;
@@ -69,6 +72,7 @@ impl Responses {
                 .map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into()))),
             decoder: StreamDecoder::new(Arc::clone(&tokenizer), request.stops.clone())
                 .not_before(min_tokens),
+            splitter,
             tokenizer,
             stop_token_ids: sequence.stop_token_ids.clone(),
             with_logprobs: sequence.sampling.logprobs.is_some(),
@@ -204,7 +208,8 @@ impl Responses {
 
     /// Adds text; a stop string in it ends the sequence.
     fn add_text(&mut self, piece: TextPiece, response: &mut v1::GenerateResponse) {
-        response.text.push_str(&piece.text);
+        let parts = self.splitter.push(&piece.text);
+        add_parts(parts, response);
         if piece.stop.is_some() {
             let timings = self.clock.timings();
             self.finish(FinishReason::Stop, piece.stop, timings, response);
@@ -219,6 +224,7 @@ impl Responses {
         response: &mut v1::GenerateResponse,
     ) {
         self.events = None;
+        add_parts(self.splitter.finish(), response);
         if !std::mem::replace(&mut self.counted, true) {
             let took = self.clock.submitted.elapsed();
             self.metrics.finished(reason, took, &timings);
@@ -292,6 +298,35 @@ impl Stream for Responses {
         }
         Poll::Ready(this.error.take().map(Err))
     }
+}
+
+/// All responses as one.
+pub(super) async fn whole<S>(mut responses: S) -> Result<v1::GenerateResponse, ApiError>
+where
+    S: Stream<Item = Result<v1::GenerateResponse, ApiError>> + Unpin,
+{
+    let mut all = v1::GenerateResponse::default();
+    while let Some(response) = responses.next().await {
+        let response = response?;
+        all.token_ids.extend(response.token_ids);
+        all.text.push_str(&response.text);
+        all.reasoning.push_str(&response.reasoning);
+        all.tool_calls.extend(response.tool_calls);
+        all.logprobs.extend(response.logprobs);
+        all.prompt = all.prompt.or(response.prompt);
+        all.finish = all.finish.or(response.finish);
+    }
+    Ok(all)
+}
+
+fn add_parts(parts: Parts, response: &mut v1::GenerateResponse) {
+    response.reasoning.push_str(&parts.reasoning);
+    response.text.push_str(&parts.content);
+    let calls = parts.calls.into_iter().map(|call| v1::ToolCall {
+        name: call.name,
+        arguments_json: call.arguments,
+    });
+    response.tool_calls.extend(calls);
 }
 
 fn likely(of: &PromptLogprob, count: usize) -> v1::LikelyTokens {

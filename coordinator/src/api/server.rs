@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secondwind_proto::FILE_DESCRIPTOR_SET;
+use secondwind_proto::kserve::grpc_inference_service_server::GrpcInferenceServiceServer;
 use secondwind_proto::v1::inference_server::InferenceServer;
+use secondwind_proto::vllm::control_server::ControlServer;
+use secondwind_proto::vllm::inference_server as vllm_inference_server;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
@@ -15,10 +18,17 @@ use tonic_health::server::{HealthReporter, HealthService};
 use super::frontend::Frontend;
 use super::http::{self, HttpSettings};
 use super::inference::InferenceService;
+use super::kserve::KserveService;
+use super::vllm::VllmService;
 use crate::request::Engine;
 
-/// The service's full name, as health checks ask for it.
-pub const SERVICE_NAME: &str = "secondwind.v1.Inference";
+/// Full names of the services, as health checks ask for them.
+pub const SERVICE_NAMES: [&str; 4] = [
+    "secondwind.v1.Inference",
+    "inference.GRPCInferenceService",
+    "vllm.Control",
+    "vllm.Inference",
+];
 
 /// A request: 4 MiB hold a prompt of about a million tokens.
 pub(super) const MAX_REQUEST_BYTES: usize = 4 << 20;
@@ -43,14 +53,14 @@ pub struct ServingHandle {
 }
 
 impl ServingHandle {
-    /// Sets both the server's and the service's status.
+    /// Sets the server's and the services' status.
     pub async fn set_serving(&self, serving: bool) {
         let status = if serving {
             ServingStatus::Serving
         } else {
             ServingStatus::NotServing
         };
-        for name in ["", SERVICE_NAME] {
+        for name in SERVICE_NAMES.into_iter().chain([""]) {
             self.reporter.set_service_status(name, status).await;
         }
     }
@@ -75,14 +85,25 @@ pub fn router<E: Engine>(
     settings: HttpSettings,
 ) -> Result<Router, tonic_reflection::server::Error> {
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
+        let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // The descriptors also describe what workers speak, which is not served here.
-            .with_service_name(SERVICE_NAME)
-            .with_service_name("grpc.health.v1.Health")
+            .with_service_name("grpc.health.v1.Health");
+        // The descriptors also describe what workers speak, which is not served here.
+        SERVICE_NAMES
+            .into_iter()
+            .fold(builder, |builder, name| builder.with_service_name(name))
     };
     let inference = InferenceServer::new(InferenceService::new(Arc::clone(&frontend)))
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_RESPONSE_BYTES);
+    let vllm = Arc::new(VllmService::new(Arc::clone(&frontend)));
+    let vllm_control = ControlServer::from_arc(Arc::clone(&vllm));
+    let vllm_inference = vllm_inference_server::InferenceServer::from_arc(vllm)
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_RESPONSE_BYTES);
+    let kserve = KserveService::new(Arc::clone(&frontend), settings.strict);
+    let kserve = GrpcInferenceServiceServer::new(kserve)
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(MAX_RESPONSE_BYTES);
     // What no gRPC service takes by its path is HTTP's, mistakes included.
@@ -90,7 +111,10 @@ pub fn router<E: Engine>(
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(inference);
+        .add_service(inference)
+        .add_service(vllm_inference)
+        .add_service(vllm_control)
+        .add_service(kserve);
     Ok(Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)

@@ -26,7 +26,7 @@ pub enum ApiError {
         /// What is wrong with it.
         source: RequestError,
     },
-    /// A field of a JSON request cannot be taken.
+    /// A field of a request in other words than ours cannot be taken.
     #[error("{field}: {detail}")]
     Field {
         /// Its name.
@@ -66,7 +66,7 @@ pub enum ApiError {
     },
 }
 
-/// What is wrong with a field of a JSON request.
+/// What is wrong with a field of a request in other words than ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldMistake {
     /// Its type or value.
@@ -78,6 +78,24 @@ pub enum FieldMistake {
 }
 
 impl ApiError {
+    /// `field` cannot have its value.
+    pub(super) fn value(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Field {
+            field: field.into(),
+            detail: detail.into(),
+            kind: FieldMistake::Value,
+        }
+    }
+
+    /// `field` would change the answer, and we do not support it.
+    pub(super) fn unsupported(field: impl Into<String>) -> Self {
+        Self::Field {
+            field: field.into(),
+            detail: "is not supported; leave it out".to_owned(),
+            kind: FieldMistake::Unsupported,
+        }
+    }
+
     /// When to try again, where that may help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -4,8 +4,10 @@ mod bad_requests;
 mod failures;
 mod generate;
 mod http;
+mod kserve;
 mod requests;
 mod service;
+mod vllm;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +24,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{
-    Connections, Frontend, HttpSettings, SamplingDefaults, ServedModel, ServingHandle, health,
-    router,
+    Connections, Frontend, HttpSettings, Reasoning, SamplingDefaults, ServedModel, ServingHandle,
+    health, router,
 };
 use crate::metrics::Metrics;
 use crate::request::{
@@ -97,11 +99,12 @@ async fn serve_model(
     model: ServedModel,
     script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
 ) -> Served {
-    serve_with(model, HttpSettings::default(), script).await
+    serve_with(model, Reasoning::Split, HttpSettings::default(), script).await
 }
 
 async fn serve_with(
     model: ServedModel,
+    reasoning: Reasoning,
     settings: HttpSettings,
     script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
 ) -> Served {
@@ -112,7 +115,8 @@ async fn serve_with(
         metrics: Metrics::new("fixture"),
     });
     let (serving, health) = health().await;
-    let frontend = Arc::new(Frontend::new(Arc::clone(&engine), Arc::new(model)));
+    let frontend = Frontend::new(Arc::clone(&engine), Arc::new(model), reasoning);
+    let frontend = Arc::new(frontend);
     let router = router(frontend, health, settings).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -76,5 +76,6 @@ pub(super) fn group_info(epoch: &Epoch, members: &BTreeMap<MemberId, Member>) ->
         block_tokens: plan.settings.block_tokens as u64,
         max_sequences: plan.settings.max_sequences as u64,
         kv_dtype: plan.settings.kv_dtype.name().to_owned(),
+        max_step_tokens: plan.settings.max_step_tokens as u64,
     }
 }

@@ -41,7 +41,7 @@ impl RequestId {
 }
 
 /// Random letters for an id.
-pub(super) fn drawn() -> String {
+pub(in super::super) fn drawn() -> String {
     let mut bytes = [0; 12];
     // Without the system's random numbers ids repeat, which harms nothing but the reading of logs.
     let _ = getrandom::fill(&mut bytes);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use secondwind_proto::v1;
 use secondwind_proto::v1::generate_request::Prompt;
 
+use super::super::choices::choices as several;
 use super::super::frontend::ServedModel;
 use super::super::request::{CheckedRequest, RequestError, check_generate};
 use super::super::shape::DEMAND;
@@ -48,8 +49,6 @@ pub(super) struct Choice {
     pub checked: CheckedRequest,
     /// The prompt, where the answer begins with it; its choices share it.
     pub echo: Option<Arc<str>>,
-    /// The model was told of tools, and may call them.
-    pub may_call: bool,
 }
 
 impl Ask {
@@ -59,7 +58,6 @@ impl Ask {
         let mut choices = Vec::with_capacity(self.prompts.len() * self.choices);
         for (index, prompt) in self.prompts.into_iter().enumerate() {
             let place = (!self.one_prompt).then_some(index);
-            let may_call = matches!(&prompt, Prompt::Chat(chat) if !chat.tools_json.is_empty());
             let text = match &prompt {
                 Prompt::Text(text) if self.echo => Some(text.clone()),
                 _ => None,
@@ -88,17 +86,10 @@ impl Ask {
                 };
                 Arc::<str>::from(text.unwrap_or_else(decode))
             });
-            for choice in 0..self.choices {
-                let mut checked = checked.clone();
-                let seed = &mut checked.sequence.sampling.seed;
-                *seed = derived_seed(*seed, choice as u64);
-                let echo = echo.clone();
-                choices.push(Choice {
-                    checked,
-                    echo,
-                    may_call,
-                });
-            }
+            choices.extend(several(&checked, self.choices).map(|checked| Choice {
+                checked,
+                echo: echo.clone(),
+            }));
         }
         Ok(choices)
     }
@@ -142,33 +133,5 @@ pub(super) fn check_model(asked: Option<&str>, model: &ServedModel) -> Result<()
             served: model.name.clone(),
         }),
         _ => Ok(()),
-    }
-}
-
-/// The seed of a choice: the first has the request's own, so that it is what a request for one gets. The
-/// others are of the SplitMix64 sequence (Steele, Lea and Flood, 2014) that begins there.
-fn derived_seed(seed: u64, choice: u64) -> u64 {
-    if choice == 0 {
-        return seed;
-    }
-    let mut z = seed.wrapping_add(choice.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn seeds_of_choices_differ_and_the_first_is_the_requests_own() {
-        let seeds: std::collections::BTreeSet<u64> = (0..128)
-            .flat_map(|choice| [derived_seed(7, choice), derived_seed(8, choice)])
-            .collect();
-        assert_eq!(seeds.len(), 256);
-        assert_eq!(derived_seed(7, 0), 7);
-        // The first value of the sequence that begins at 0.
-        assert_eq!(derived_seed(0, 1), 0xe220_a839_7b1d_cdaf);
     }
 }

@@ -36,6 +36,14 @@ impl Fields {
         }
     }
 
+    /// The fields of a body that came another way.
+    pub(super) fn body(map: Map<String, Json>) -> Self {
+        Self {
+            path: String::new(),
+            map,
+        }
+    }
+
     /// The object `json`, which is called `name`.
     pub(super) fn of(name: &str, json: Json) -> Result<Self, ApiError> {
         match json {

@@ -58,8 +58,7 @@ async fn generate<E: Engine>(
         .enumerate()
         .map(|(index, choice)| {
             let tokenizer = Arc::clone(model.text.tokenizer());
-            let reasoning = server.settings.reasoning;
-            let writer = Writer::new(kind, index, &choice, tokenizer, reasoning);
+            let writer = Writer::new(kind, index, &choice, tokenizer);
             Ok((writer, server.frontend.submit(choice.checked)?))
         })
         .collect::<Result<Vec<_>, ApiError>>()?;

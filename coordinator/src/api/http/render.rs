@@ -6,13 +6,10 @@ use secondwind_proto::v1;
 use serde_json::{Value as Json, json};
 
 use super::super::frontend::ServedModel;
-use super::Reasoning;
 use super::access::drawn;
 use super::ask::{Choice, Kind};
 use super::logprobs::{self, Columns};
-use crate::text::reasoning::{Piece, Splitter};
 use crate::text::tokenizer::Tokenizer;
-use crate::text::tool_calls::{Part, Reader};
 
 /// What every object of an answer carries.
 #[derive(Clone, Debug)]
@@ -120,10 +117,6 @@ pub(super) struct Writer {
     echo: Option<Arc<str>>,
     /// Characters written, for the offsets of tokens.
     offset: usize,
-    /// Of a chat whose reasoning stands apart.
-    splitter: Option<Splitter>,
-    /// Of a chat whose model may call tools.
-    reader: Option<Reader>,
     /// Calls written.
     calls: usize,
 }
@@ -136,26 +129,17 @@ struct Written {
     tool_calls: Vec<Json>,
 }
 
-/// Tokens at the end of a prompt that hold an opening tag, if a template wrote one there.
-const OPENING_TOKENS: usize = 16;
-
 impl Writer {
     pub(super) fn new(
         kind: Kind,
         index: usize,
         choice: &Choice,
         tokenizer: Arc<Tokenizer>,
-        reasoning: Reasoning,
     ) -> Self {
-        let splits = kind == Kind::Chat && reasoning == Reasoning::Split;
-        let prompt = &choice.checked.sequence.prompt;
-        let prompt_end = &prompt[prompt.len().saturating_sub(OPENING_TOKENS)..];
         Self {
             kind,
             index,
-            reader: choice.may_call.then(Reader::default),
             calls: 0,
-            splitter: splits.then(|| Splitter::after(&tokenizer.decode(prompt_end, false))),
             tokenizer,
             with_logprobs: choice.checked.sequence.sampling.logprobs.is_some(),
             echoes: choice.echo.is_some(),
@@ -244,49 +228,21 @@ impl Writer {
 
     fn text(&mut self, response: &v1::GenerateResponse) -> Written {
         let echo = self.echo.take();
-        let mut text = echo.as_deref().unwrap_or_default().to_owned();
-        text.push_str(&response.text);
-        let ends = response.finish.is_some();
-        let mut piece = match &mut self.splitter {
-            Some(splitter) => splitter.push(&text),
-            None => Piece {
-                reasoning: String::new(),
-                content: text,
-            },
-        };
-        if let Some(splitter) = self.splitter.as_mut().filter(|_| ends) {
-            let last = splitter.finish();
-            piece.reasoning += &last.reasoning;
-            piece.content += &last.content;
+        let calls = response.tool_calls.iter().map(|call| {
+            let index = self.calls;
+            self.calls += 1;
+            json!({
+                "index": index,
+                "id": format!("call_{}", drawn()),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments_json},
+            })
+        });
+        Written {
+            tool_calls: calls.collect(),
+            reasoning: response.reasoning.clone(),
+            content: echo.as_deref().unwrap_or_default().to_owned() + &response.text,
         }
-        let mut written = Written {
-            reasoning: piece.reasoning,
-            ..Written::default()
-        };
-        let Some(reader) = &mut self.reader else {
-            written.content = piece.content;
-            return written;
-        };
-        let mut parts = reader.push(&piece.content);
-        if ends {
-            parts.extend(reader.finish());
-        }
-        for part in parts {
-            match part {
-                Part::Text(text) => written.content += &text,
-                Part::Call(call) => {
-                    let index = self.calls;
-                    self.calls += 1;
-                    written.tool_calls.push(json!({
-                        "index": index,
-                        "id": format!("call_{}", drawn()),
-                        "type": "function",
-                        "function": {"name": call.name, "arguments": call.arguments},
-                    }));
-                }
-            }
-        }
-        written
     }
 
     fn finish_reason(&self, response: &v1::GenerateResponse) -> Json {

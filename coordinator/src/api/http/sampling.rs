@@ -5,12 +5,10 @@ use std::collections::HashMap;
 use secondwind_proto::v1;
 use serde_json::Value as Json;
 
+pub(super) use super::super::choices::MAX_CHOICES;
 use super::super::status::ApiError;
 use super::extras;
 use super::fields::{Fields, value_error, wrong_kind};
-
-/// Sequences that one HTTP request may start.
-pub(super) const MAX_CHOICES: usize = 128;
 
 /// How an answer is streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

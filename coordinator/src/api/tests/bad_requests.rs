@@ -10,7 +10,7 @@ use super::{
     ScriptedEngine, chat_request, finished, generate, model, model_with, says, serve, serve_model,
     text_request,
 };
-use crate::api::{Frontend, InferenceService, ServedModel, check_generate};
+use crate::api::{Frontend, InferenceService, Reasoning, ServedModel, check_generate};
 use crate::metrics::Metrics;
 use crate::request::FinishReason;
 use crate::text::Text;
@@ -471,7 +471,7 @@ async fn a_prompt_that_takes_longer_than_the_deadline_is_given_up() {
         no_group: false.into(),
         metrics: Metrics::new("fixture"),
     });
-    let frontend = Frontend::new(Arc::clone(&engine), Arc::new(model()));
+    let frontend = Frontend::new(Arc::clone(&engine), Arc::new(model()), Reasoning::Split);
     let service = InferenceService::new(Arc::new(frontend));
     let mut request = Request::new(chat_request(&[("endless", "hi")]));
     request.set_timeout(Duration::from_millis(20));

@@ -7,7 +7,11 @@ use secondwind_proto::v1::generate_request::Prompt;
 use tokio::sync::oneshot;
 use tonic::{Code, Request};
 
-use super::{bytes, chat_request, finished, generate, says, serve, text_request, token};
+use super::{
+    bytes, chat_request, finished, generate, model, says, serve, serve_model, serve_with,
+    text_request, token,
+};
+use crate::api::{HttpSettings, Reasoning, ServedModel};
 use crate::request::{FinishReason, SequenceEvent, SequenceTimings};
 use crate::text::fixture::{IM_END, THINK};
 
@@ -360,4 +364,62 @@ async fn many_streams_at_once_do_not_mix() {
         let (id, answer) = call.await.unwrap();
         assert_eq!(answer.token_ids, [id; 10]);
     }
+}
+
+#[tokio::test]
+async fn reasoning_and_calls_of_a_chat_stand_apart() {
+    let text = "<think>\nhm\n</think>\nI see.\n<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let events = || {
+        let mut events = bytes(text);
+        events.extend([token(IM_END), finished(FinishReason::Stop)]);
+        events
+    };
+    let wide = || ServedModel {
+        max_context_tokens: 256,
+        ..model()
+    };
+    let mut asking = chat_request(&[("user", "hello")]);
+    let Some(Prompt::Chat(chat)) = &mut asking.prompt else {
+        panic!("{asking:?}");
+    };
+    chat.tools_json = vec![r#"{"type": "function", "function": {"name": "add"}}"#.to_owned()];
+    let call = v1::ToolCall {
+        name: "add".to_owned(),
+        arguments_json: r#"{"a":1}"#.to_owned(),
+    };
+    let whole = |answer: &super::Answer| {
+        let all = |of: fn(&v1::GenerateResponse) -> &str| answer.responses.iter().map(of).collect();
+        let calls = answer
+            .responses
+            .iter()
+            .flat_map(|response| response.tool_calls.clone());
+        let [reasoning, text]: [String; 2] = [
+            all(|response| &response.reasoning),
+            all(|response| &response.text),
+        ];
+        (reasoning, text, calls.collect::<Vec<_>>())
+    };
+
+    let served = serve_model(wide(), says(events())).await;
+    let answer = generate(&served, asking.clone()).await;
+    assert_eq!(
+        whole(&answer),
+        ("hm".into(), "I see.".into(), vec![call.clone()])
+    );
+    assert_eq!(answer.token_ids.len(), text.len() + 1);
+    // A model that is not told of tools calls none, and a text is not a chat.
+    let (reasoning, said, calls) =
+        whole(&generate(&served, chat_request(&[("user", "hello")])).await);
+    assert_eq!((reasoning.as_str(), calls.len()), ("hm", 0));
+    assert!(said.contains("<tool_call>"), "{said}");
+    assert_eq!(
+        whole(&generate(&served, text_request("hello")).await),
+        (String::new(), text.into(), vec![])
+    );
+
+    let settings = HttpSettings::default();
+    let served = serve_with(wide(), Reasoning::Keep, settings, says(events())).await;
+    let (reasoning, said, calls) = whole(&generate(&served, asking).await);
+    assert_eq!((reasoning.as_str(), calls), ("", vec![call]));
+    assert_eq!(said, "<think>\nhm\n</think>\nI see.");
 }

@@ -6,7 +6,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1 as reflection, v1alpha};
 
 use super::{finished, says, serve};
-use crate::api::SERVICE_NAME;
+use crate::api::SERVICE_NAMES;
 use crate::request::FinishReason;
 use crate::text::fixture::IM_END;
 
@@ -75,7 +75,7 @@ async fn health_follows_the_group() {
         if let Some(serving) = serving {
             served.serving.set_serving(serving).await;
         }
-        for service in ["", SERVICE_NAME] {
+        for service in SERVICE_NAMES.into_iter().chain([""]) {
             let request = HealthCheckRequest {
                 service: service.to_owned(),
             };
@@ -114,13 +114,16 @@ async fn reflection_lists_what_is_served_in_both_versions() {
         .collect();
     names.retain(|name| !name.starts_with("grpc.reflection."));
     names.sort();
-    assert_eq!(names, ["grpc.health.v1.Health", SERVICE_NAME]);
+    let mut expected = SERVICE_NAMES.to_vec();
+    expected.push("grpc.health.v1.Health");
+    expected.sort_unstable();
+    assert_eq!(names, expected);
 
     let request = v1alpha::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(
             v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
-                SERVICE_NAME.to_owned(),
+                SERVICE_NAMES[0].to_owned(),
             ),
         ),
     };

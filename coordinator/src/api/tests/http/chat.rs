@@ -80,11 +80,8 @@ async fn what_a_model_thinks_stands_apart_from_its_answer() {
     let json = post(&served, "/v1/completions", &ask).await.json();
     assert_eq!(json["choices"][0]["text"], text);
 
-    let settings = HttpSettings {
-        reasoning: Reasoning::Keep,
-        ..HttpSettings::default()
-    };
-    let served = serve_with(model(), settings, says(answer(text))).await;
+    let settings = HttpSettings::default();
+    let served = serve_with(model(), Reasoning::Keep, settings, says(answer(text))).await;
     let json = post(&served, "/v1/chat/completions", &hello()).await.json();
     assert_eq!(json["choices"][0]["message"]["content"], text);
 }

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use super::{
     answer, get, model_with, post, request, says, send, serve, serve_model, serve_with, token,
 };
-use crate::api::HttpSettings;
+use crate::api::{HttpSettings, Reasoning};
 use crate::request::{SequenceEvent, SubmitError};
 use crate::text::Text;
 use crate::text::fixture::{VOCAB_SIZE, files};
@@ -84,11 +84,14 @@ async fn what_changes_the_answer_and_is_not_supported_is_refused_by_name() {
 
 #[tokio::test]
 async fn strict_servers_refuse_what_nobody_knows() {
-    let settings = HttpSettings {
-        strict: true,
-        ..HttpSettings::default()
-    };
-    let served = serve_with(super::model(), settings, says(answer("x"))).await;
+    let settings = HttpSettings { strict: true };
+    let served = serve_with(
+        super::model(),
+        Reasoning::Split,
+        settings,
+        says(answer("x")),
+    )
+    .await;
     let reply = post(
         &served,
         CHAT,
