@@ -6,6 +6,7 @@
 
 mod client;
 mod end;
+mod sent;
 mod sequences;
 
 use std::{
@@ -26,13 +27,15 @@ use tokio::{
 pub use client::EngineHandle;
 use client::{Client, Submission};
 use end::{Blame, EpochEnd, Failure, first_cause};
+use sent::Sent;
 use sequences::refused;
 
 use crate::{
-    cluster::{EndEpoch, Group, RankEvent, State},
+    cluster::{EndEpoch, Group, RankEvent, State, StepTime},
     metrics::Metrics,
+    rack::{self, FinishedStep, Live},
     request::{SequenceEvent, SubmitError},
-    scheduler::{Counters, Scheduler, SchedulerSettings, backlog::Pace},
+    scheduler::{Counters, Event, Scheduler, SchedulerSettings, backlog::Pace},
 };
 
 /// Limits that are not the plan's.
@@ -48,15 +51,6 @@ pub struct LoopSettings {
     pub step_deadline: Duration,
     /// Sequences share the KV of prompts that begin alike.
     pub prefix_cache: bool,
-}
-
-/// A step that was sent.
-struct Sent {
-    number: u64,
-    sequences: Vec<SequenceId>,
-    since: Instant,
-    done: Vec<bool>,
-    result: Option<StepResult>,
 }
 
 /// Everything the loop owns.
@@ -78,6 +72,7 @@ pub struct StepLoop {
     metrics: Arc<Metrics>,
     /// What the metrics have of the scheduler.
     counted: Counters,
+    live: watch::Sender<Live>,
 }
 
 impl StepLoop {
@@ -90,10 +85,14 @@ impl StepLoop {
     ) -> (Self, Arc<EngineHandle>) {
         let (sender, submissions) = mpsc::unbounded_channel();
         let (open, opened) = watch::channel(false);
+        let (live, shown) = watch::channel(Live::default());
+        let began = Instant::now();
         let handle = Arc::new(EngineHandle {
             submissions: sender,
             state,
             open: opened,
+            live: shown,
+            began,
             metrics: Arc::clone(&metrics),
         });
         let step_loop = Self {
@@ -106,10 +105,11 @@ impl StepLoop {
             block_tokens: 0,
             clients: HashMap::new(),
             in_flight: VecDeque::new(),
-            began: Instant::now(),
+            began,
             pace: Pace::default(),
             metrics,
             counted: Counters::default(),
+            live,
         };
         (step_loop, handle)
     }
@@ -210,6 +210,7 @@ impl StepLoop {
                 self.scheduler = Some(scheduler);
             }
         }
+        self.live.send_modify(|live| live.window.clear());
         self.open.send_replace(true);
         Ok(())
     }
@@ -259,10 +260,14 @@ impl StepLoop {
                 link.step(&step);
             }
             let now = Instant::now();
+            let mut prompt_tokens = 0;
             for row in &step.rows {
-                if let Some(client) = self.clients.get_mut(&row.sequence)
-                    && client.started.is_none()
-                {
+                let Some(client) = self.clients.get_mut(&row.sequence) else {
+                    continue;
+                };
+                let end = client.prompt_tokens.min(row.position + row.input.len());
+                prompt_tokens += end.saturating_sub(row.position);
+                if client.started.is_none() {
                     client.started = Some(now);
                     self.metrics.started(client.prompt_tokens);
                     // A first row begins after what is cached.
@@ -276,7 +281,8 @@ impl StepLoop {
                 number: step.number,
                 sequences,
                 since: now,
-                done: vec![false; group.links.len()],
+                done: vec![None; group.links.len()],
+                prompt_tokens,
                 result: None,
             });
         }
@@ -285,6 +291,7 @@ impl StepLoop {
             .observe(self.began.elapsed(), counters.let_in_tokens);
         self.metrics.follow(&self.counted, &counters);
         self.counted = counters;
+        self.live.send_modify(|live| live.counters = counters);
     }
 
     async fn hear(&mut self, group: &mut Group, event: RankEvent) -> Result<(), EpochEnd> {
@@ -305,12 +312,27 @@ impl StepLoop {
                 };
                 Err(first_cause(group, number, failure).await)
             }
-            RankEvent::StepDone { rank, result, .. } => self.done(rank, result),
+            RankEvent::StepDone { rank, result, time } => self.done(rank, result, time),
         }
     }
 
+    /// Counts a step that is over, for those who look.
+    fn account(&self, prompt_tokens: usize, output_tokens: usize, done: &[Option<StepTime>]) {
+        let times: Vec<StepTime> = done.iter().copied().flatten().collect();
+        let parts = rack::divide(&times);
+        self.metrics.rank_times(&times, parts.as_deref());
+        let step = FinishedStep {
+            prompt_tokens,
+            output_tokens,
+            times: &times,
+            parts: parts.as_deref(),
+        };
+        let now = self.began.elapsed();
+        self.live.send_modify(|live| live.window.add(now, &step));
+    }
+
     /// A rank finished a step; once all have, its result counts.
-    fn done(&mut self, rank: usize, result: StepResult) -> Result<(), EpochEnd> {
+    fn done(&mut self, rank: usize, result: StepResult, time: StepTime) -> Result<(), EpochEnd> {
         let number = result.number;
         let sent = self.in_flight.iter_mut().find(|sent| sent.number == number);
         let Some(done) = sent.as_ref().and_then(|sent| sent.done.get(rank)) else {
@@ -320,16 +342,16 @@ impl StepLoop {
                 blame: Blame::Loss,
             });
         };
-        let twice = *done;
+        let twice = done.is_some();
         if let Some(sent) = sent {
-            sent.done[rank] = true;
+            sent.done[rank] = Some(time);
             if rank == 0 && !twice {
                 sent.result = Some(result);
             }
         }
         // Steps end in order on every rank, so only the oldest can be complete.
         while let Some(sent) = self.in_flight.front()
-            && sent.done.iter().all(|&done| done)
+            && sent.is_complete()
         {
             let Some(sent) = self.in_flight.pop_front() else {
                 break;
@@ -340,41 +362,33 @@ impl StepLoop {
                 // It has waited for the one before it until now.
                 next.since = now;
             }
-            self.commit(sent.result.unwrap_or_default())?;
+            self.commit(sent)?;
         }
         Ok(())
     }
 
-    fn commit(&mut self, result: StepResult) -> Result<(), EpochEnd> {
+    fn commit(&mut self, sent: Sent) -> Result<(), EpochEnd> {
         let Some(scheduler) = &mut self.scheduler else {
             return Ok(());
         };
+        let result = sent.result.unwrap_or_default();
         let events = scheduler.commit(result).map_err(|error| EpochEnd::Lost {
             reason: format!("rank 0's result does not fit its step: {error}"),
             expel: Some(0),
             blame: Blame::Step,
         })?;
+        let is_token = |event: &&Event| matches!(event, Event::Token { .. });
+        let output_tokens = events.iter().filter(is_token).count();
         self.deliver(events);
+        self.account(sent.prompt_tokens, output_tokens, &sent.done);
         Ok(())
     }
 
     /// The oldest step is over its deadline.
     fn late(&self) -> EpochEnd {
-        let Some(sent) = self.in_flight.front() else {
-            return EpochEnd::lost("a step was late".into());
-        };
-        let missing: Vec<usize> = (0..sent.done.len())
-            .filter(|&rank| !sent.done[rank])
-            .collect();
-        EpochEnd::Lost {
-            reason: format!(
-                "step {} is not finished after {} s on rank(s) {missing:?}",
-                sent.number,
-                self.settings.step_deadline.as_secs()
-            ),
-            // If one rank alone is late it hangs; several may wait for each other.
-            expel: (missing.len() == 1).then(|| missing[0]),
-            blame: Blame::Step,
+        match self.in_flight.front() {
+            Some(sent) => sent.late(self.settings.step_deadline),
+            None => EpochEnd::lost("a step was late".into()),
         }
     }
 }

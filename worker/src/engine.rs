@@ -94,10 +94,11 @@ pub enum Event {
         epoch: u64,
         /// Filled on rank 0.
         result: StepResult,
-        /// Time outside collectives.
-        compute: Duration,
-        /// Time in collectives, waiting included.
-        collective: Duration,
+        /// From begin to end.
+        took: Duration,
+        /// Of that in collectives, waiting included; `None` where the device sums on its own stream, unseen by
+        /// the host.
+        collective: Option<Duration>,
     },
     /// A step failed; the epoch is over for this rank.
     StepFailed {
@@ -351,12 +352,12 @@ fn execute<B: Backend>(
         }
         Ok(outcome) => {
             rank.sequences.sampled(outcome.sampled);
-            let collective = rank.collective.spent;
+            let spent = rank.collective.spent;
             Event::StepDone {
                 epoch: rank.epoch,
                 result: outcome.result,
-                compute: start.elapsed().saturating_sub(collective),
-                collective,
+                took: start.elapsed(),
+                collective: (!rank.collective.takes_device()).then_some(spent),
             }
         }
     }

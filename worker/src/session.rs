@@ -271,11 +271,11 @@ impl Session<'_> {
             Event::StepDone {
                 epoch,
                 result,
-                compute,
+                took,
                 collective,
             } => worker_event::Event::StepResult(v1::StepResult {
-                compute_us: compute.as_micros() as u64,
-                collective_us: collective.as_micros() as u64,
+                took_us: took.as_micros() as u64,
+                collective_us: collective.map(|collective| collective.as_micros() as u64),
                 ..step_result_to_wire(epoch, result)
             }),
             Event::StepFailed {

@@ -25,7 +25,7 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    EndEpoch, Group, MemberId, RankEvent, State,
+    EndEpoch, Group, MemberId, RankEvent, State, StepTime,
     epoch::{Commands, Epoch, Member},
     send,
 };
@@ -234,14 +234,12 @@ impl Membership {
                 self.remove(member, &reason, Some(refusal));
             }
             worker_event::Event::StepResult(result) if result.epoch == epoch.number => {
-                let (compute_us, collective_us) = (result.compute_us, result.collective_us);
+                let time = StepTime {
+                    took: Duration::from_micros(result.took_us),
+                    collective: result.collective_us.map(Duration::from_micros),
+                };
                 let event = match step_result_from_wire(result) {
-                    Ok(result) => RankEvent::StepDone {
-                        rank,
-                        result,
-                        compute_us,
-                        collective_us,
-                    },
+                    Ok(result) => RankEvent::StepDone { rank, result, time },
                     Err(error) => RankEvent::Lost {
                         rank,
                         reason: error.to_string(),
