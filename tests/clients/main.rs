@@ -10,42 +10,66 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-const OPENAI_CHECKS: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/clients/openai_checks.py"
-);
+/// Checks of one client, each a function of a script.
+struct Client {
+    name: &'static str,
+    script: &'static str,
+    /// Python that fails where the client is missing.
+    needs: &'static str,
+    checks: &'static [&'static str],
+}
 
-const CHECKS: [&str; 7] = [
-    "models",
-    "chat",
-    "streaming",
-    "logprobs",
-    "seeds_and_choices",
-    "completions",
-    "errors",
+const CLIENTS: [Client; 2] = [
+    Client {
+        name: "openai",
+        script: "openai_checks.py",
+        needs: "import openai",
+        checks: &[
+            "models",
+            "chat",
+            "streaming",
+            "logprobs",
+            "seeds_and_choices",
+            "completions",
+            "errors",
+        ],
+    },
+    Client {
+        name: "page",
+        script: "page_checks.py",
+        needs: "import playwright, shutil; assert shutil.which('chromium'), 'chromium is not installed'",
+        checks: &[
+            "chat",
+            "stop",
+            "errors",
+            "text_is_text",
+            "rack",
+            "keys",
+            "keyboard",
+        ],
+    },
 ];
 
 fn main() {
     let arguments = Arguments::from_args();
-    let missing = missing();
-    let server = match &missing {
-        None if !arguments.list => Some(Arc::new(Server::start())),
-        _ => None,
-    };
-    let trials = CHECKS
-        .into_iter()
-        .map(|check| {
+    let missing = CLIENTS.map(|client| missing(client.needs));
+    let some = missing.iter().any(Option::is_none);
+    let server = (some && !arguments.list).then(|| Arc::new(Server::start()));
+    let mut trials = Vec::new();
+    for (client, missing) in CLIENTS.iter().zip(missing) {
+        for check in client.checks {
             let server = server.clone();
-            let trial = Trial::test(format!("openai: {check}"), move || match &server {
-                Some(server) => run(check, &server.url),
-                None => Err(Failed::from("the openai package is missing")),
+            let name = format!("{}: {check}", client.name);
+            let trial = Trial::test(name, move || match &server {
+                Some(server) => run(client.script, check, &server.url),
+                None => Err(Failed::from("no client is here")),
             });
-            match &missing {
+            trials.push(match &missing {
                 Some(why) => trial.with_ignored_flag(true).with_kind(why),
                 None => trial,
-            }
-        })
-        .collect();
+            });
+        }
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(server);
     conclusion.exit();
@@ -60,9 +84,9 @@ fn python() -> Command {
     python
 }
 
-/// Why the package cannot be used.
-fn missing() -> Option<String> {
-    match python().args(["-c", "import openai"]).output() {
+/// Why a client cannot be used.
+fn missing(needs: &str) -> Option<String> {
+    match python().args(["-c", needs]).output() {
         Err(error) => Some(format!("python3: {error}")),
         Ok(output) if output.status.success() => None,
         Ok(output) => {
@@ -70,15 +94,16 @@ fn missing() -> Option<String> {
             let last = words
                 .lines()
                 .last()
-                .unwrap_or("python3 cannot import openai");
+                .unwrap_or("python3 fails without a word");
             Some(last.to_owned())
         }
     }
 }
 
-fn run(check: &str, url: &str) -> Result<(), Failed> {
+fn run(script: &str, check: &str, url: &str) -> Result<(), Failed> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/").to_owned() + script;
     let output = python()
-        .args([OPENAI_CHECKS, check, url])
+        .args([&script, check, url])
         .output()
         .map_err(|error| format!("python3: {error}"))?;
     if output.status.success() {
