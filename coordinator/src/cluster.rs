@@ -49,12 +49,12 @@ pub struct Group {
 }
 
 /// How long a rank was at a step, as its host saw it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepTime {
     /// From begin to end.
     pub took: Duration,
-    /// Of that in collectives, waiting for other ranks included; `None` where a device sums by itself.
-    pub collective: Option<Duration>,
+    /// Of that in each collective, in order, waiting for other ranks included; `None` where a device sums by itself.
+    pub collectives: Option<Vec<Duration>>,
 }
 
 /// What a rank of a serving group says.

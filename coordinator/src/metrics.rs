@@ -407,7 +407,7 @@ mod tests {
         let metrics = Metrics::new("m");
         let time = |took, collective| StepTime {
             took: Duration::from_millis(took),
-            collective: Some(Duration::from_millis(collective)),
+            collectives: Some(vec![Duration::from_millis(collective)]),
         };
         let times = [time(1000, 250), time(1000, 750)];
         metrics.rank_times(&times, rack::divide(&times).as_deref());

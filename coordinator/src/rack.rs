@@ -10,8 +10,9 @@ use crate::scheduler::Counters;
 /// Whole seconds over which rates and shares are taken.
 pub const WINDOW_SECONDS: u64 = 10;
 
-/// Others must wait for a straggler for at least this share of their steps: somebody is always last.
-const STRAGGLER_SHARE: f64 = 0.02;
+/// Of its steps' time another rank must wait at least this share more than a straggler does: somebody always waits
+/// least.
+const STRAGGLER_SHARE: f64 = 0.05;
 
 /// Everything that is shown.
 #[derive(Clone, Debug)]
@@ -38,8 +39,7 @@ pub struct Live {
 pub struct Parts {
     /// Outside collectives.
     pub compute: Duration,
-    /// In collectives, as long as the rank that waited least was in them. At most the exchange itself: ranks that
-    /// wait for each other in turn make it longer.
+    /// In collectives, each as long as the rank that waited least was in it.
     pub exchange: Duration,
     /// In collectives beyond that, for ranks that came later.
     pub wait: Duration,
@@ -59,30 +59,42 @@ impl Parts {
     }
 }
 
-/// Divides the times of one step, by rank; `None` unless every rank's time in collectives is known.
+/// Divides the times of one step, by rank; `None` unless every rank's time in each collective is known.
 pub fn divide(times: &[StepTime]) -> Option<Vec<Parts>> {
-    let collectives: Vec<Duration> = times
+    let collectives: Vec<&[Duration]> = times
         .iter()
-        .map(|time| time.collective)
+        .map(|time| time.collectives.as_deref())
         .collect::<Option<_>>()?;
-    let exchange = collectives.iter().copied().min()?;
-    let parts = times.iter().zip(collectives).map(|(time, collective)| {
+    let count = collectives.first()?.len();
+    if collectives.iter().any(|each| each.len() != count) {
+        return None;
+    }
+    let shortest = (0..count).filter_map(|index| collectives.iter().map(|each| each[index]).min());
+    let exchange = sum(shortest);
+    let parts = times.iter().zip(collectives).map(|(time, each)| {
+        let inside = sum(each.iter().copied());
         Parts {
             // What is part of a whole is not longer, whatever a worker says.
-            compute: time.took.saturating_sub(collective),
+            compute: time.took.saturating_sub(inside),
             exchange,
-            wait: collective - exchange,
+            wait: inside.saturating_sub(exchange),
         }
     });
     Some(parts.collect())
 }
 
+fn sum(times: impl Iterator<Item = Duration>) -> Duration {
+    times.fold(Duration::ZERO, Duration::saturating_add)
+}
+
 /// The rank that the others of a step, or of several, wait for: the one that waits least.
 pub fn straggler(parts: &[Parts]) -> Option<usize> {
-    let (rank, _) = parts.iter().enumerate().min_by_key(|(_, it)| it.wait)?;
-    let waited = |it: &Parts| it.wait.as_secs_f64() >= STRAGGLER_SHARE * it.total().as_secs_f64();
-    let held_up = parts.iter().any(|it| !it.wait.is_zero() && waited(it));
-    held_up.then_some(rank)
+    let (rank, least) = parts.iter().enumerate().min_by_key(|(_, it)| it.wait)?;
+    let held_up = |it: &Parts| {
+        let more = it.wait - least.wait;
+        !more.is_zero() && more.as_secs_f64() >= STRAGGLER_SHARE * it.total().as_secs_f64()
+    };
+    parts.iter().any(held_up).then_some(rank)
 }
 
 /// What the last seconds gave.
@@ -241,7 +253,7 @@ mod tests {
     fn time(took: u64, collective: u64) -> StepTime {
         StepTime {
             took: ms(took),
-            collective: Some(ms(collective)),
+            collectives: Some(vec![ms(collective)]),
         }
     }
 
@@ -262,11 +274,27 @@ mod tests {
     }
 
     #[test]
+    fn ranks_that_wait_for_each_other_in_turn_wait() {
+        let time = |collectives: &[u64]| StepTime {
+            took: ms(100),
+            collectives: Some(collectives.iter().copied().map(ms).collect()),
+        };
+        let divided = divide(&[time(&[31, 1]), time(&[1, 21])]).unwrap();
+        assert_eq!(divided, [parts(68, 2, 30), parts(78, 2, 20)]);
+        assert_eq!(divide(&[time(&[1, 1]), time(&[1])]), None);
+        assert_eq!(divide(&[time(&[])]).unwrap(), [parts(100, 0, 0)]);
+    }
+
+    #[test]
     fn nobody_is_waited_for_where_all_wait_alike_or_alone() {
-        for times in [&[time(100, 10); 3][..], &[time(100, 0)], &[time(0, 0); 2]] {
-            assert_eq!(straggler(&divide(times).unwrap()), None);
+        for times in [
+            vec![time(100, 10); 3],
+            vec![time(100, 0)],
+            vec![time(0, 0); 2],
+        ] {
+            assert_eq!(straggler(&divide(&times).unwrap()), None);
         }
-        let hardly = divide(&[time(1000, 10), time(1000, 25)]).unwrap();
+        let hardly = [parts(900, 0, 100), parts(860, 0, 140)];
         assert_eq!(straggler(&hardly), None);
         assert_eq!(straggler(&[]), None);
         assert_eq!(divide(&[]), None);
@@ -276,7 +304,7 @@ mod tests {
     fn what_one_rank_did_not_measure_is_told_of_none() {
         let unseen = StepTime {
             took: ms(100),
-            collective: None,
+            collectives: None,
         };
         assert_eq!(divide(&[time(100, 10), unseen]), None);
     }

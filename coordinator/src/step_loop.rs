@@ -317,14 +317,13 @@ impl StepLoop {
     }
 
     /// Counts a step that is over, for those who look.
-    fn account(&self, prompt_tokens: usize, output_tokens: usize, done: &[Option<StepTime>]) {
-        let times: Vec<StepTime> = done.iter().copied().flatten().collect();
-        let parts = rack::divide(&times);
-        self.metrics.rank_times(&times, parts.as_deref());
+    fn account(&self, prompt_tokens: usize, output_tokens: usize, times: &[StepTime]) {
+        let parts = rack::divide(times);
+        self.metrics.rank_times(times, parts.as_deref());
         let step = FinishedStep {
             prompt_tokens,
             output_tokens,
-            times: &times,
+            times,
             parts: parts.as_deref(),
         };
         let now = self.began.elapsed();
@@ -380,7 +379,8 @@ impl StepLoop {
         let is_token = |event: &&Event| matches!(event, Event::Token { .. });
         let output_tokens = events.iter().filter(is_token).count();
         self.deliver(events);
-        self.account(sent.prompt_tokens, output_tokens, &sent.done);
+        let times: Vec<StepTime> = sent.done.into_iter().flatten().collect();
+        self.account(sent.prompt_tokens, output_tokens, &times);
         Ok(())
     }
 

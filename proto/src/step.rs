@@ -182,7 +182,7 @@ pub fn step_result_to_wire(epoch: u64, result: StepResult) -> v1::StepResult {
             .collect(),
         gathered_rows: result.gathered_rows,
         took_us: 0,
-        collective_us: None,
+        collectives: None,
     }
 }
 

@@ -109,7 +109,7 @@ def rack(page, picture):
     expect(ranks).to_have_count(2)
     for rank in ranks.all():
         expect(rank).to_contain_text("query heads")
-        expect(rank).to_contain_text(re.compile(r"compute \d+ %, exchange \d+ %, waiting \d+ %"))
+        expect(rank).to_contain_text(re.compile(r"compute \d+\s%, exchange \d+\s%, waiting \d+\s%"))
     expect(page.locator("[data-figure=running]")).to_have_text("0")
     page.get_by_text("Paths chosen").first.click()
     picture("rack")

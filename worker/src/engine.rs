@@ -96,9 +96,9 @@ pub enum Event {
         result: StepResult,
         /// From begin to end.
         took: Duration,
-        /// Of that in collectives, waiting included; `None` where the device sums on its own stream, unseen by
-        /// the host.
-        collective: Option<Duration>,
+        /// Of that in each collective, in order, waiting included; `None` where the device sums on its own
+        /// stream, unseen by the host.
+        collectives: Option<Vec<Duration>>,
     },
     /// A step failed; the epoch is over for this rank.
     StepFailed {
@@ -287,7 +287,7 @@ fn form<B: Backend>(
         epoch,
         collective: Timed {
             inner: collective,
-            spent: Duration::ZERO,
+            spent: Vec::new(),
         },
         sequences: Sequences::new(limits),
         cancelled,
@@ -302,7 +302,7 @@ fn execute<B: Backend>(
     step: &Step,
 ) -> Event {
     let start = Instant::now();
-    rank.collective.spent = Duration::ZERO;
+    rank.collective.spent.clear();
     let epoch = rank.epoch;
     let failed = |message: String, peer_lost, sequence| Event::StepFailed {
         epoch,
@@ -352,12 +352,12 @@ fn execute<B: Backend>(
         }
         Ok(outcome) => {
             rank.sequences.sampled(outcome.sampled);
-            let spent = rank.collective.spent;
+            let spent = std::mem::take(&mut rank.collective.spent);
             Event::StepDone {
                 epoch: rank.epoch,
                 result: outcome.result,
                 took: start.elapsed(),
-                collective: (!rank.collective.takes_device()).then_some(spent),
+                collectives: (!rank.collective.takes_device()).then_some(spent),
             }
         }
     }
@@ -366,14 +366,15 @@ fn execute<B: Backend>(
 /// A collective that knows how long its calls took.
 struct Timed {
     inner: Box<dyn Collective>,
-    spent: Duration,
+    /// Of each call.
+    spent: Vec<Duration>,
 }
 
 impl Timed {
     fn time<T>(&mut self, call: impl FnOnce(&mut dyn Collective) -> T) -> T {
         let start = Instant::now();
         let result = call(self.inner.as_mut());
-        self.spent += start.elapsed();
+        self.spent.push(start.elapsed());
         result
     }
 }

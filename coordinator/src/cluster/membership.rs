@@ -234,10 +234,7 @@ impl Membership {
                 self.remove(member, &reason, Some(refusal));
             }
             worker_event::Event::StepResult(result) if result.epoch == epoch.number => {
-                let time = StepTime {
-                    took: Duration::from_micros(result.took_us),
-                    collective: result.collective_us.map(Duration::from_micros),
-                };
+                let time = step_time(&result);
                 let event = match step_result_from_wire(result) {
                     Ok(result) => RankEvent::StepDone { rank, result, time },
                     Err(error) => RankEvent::Lost {
@@ -363,5 +360,16 @@ impl Membership {
             *current = state;
             changed
         });
+    }
+}
+
+fn step_time(result: &v1::StepResult) -> StepTime {
+    let each = |times: &v1::CollectiveTimes| {
+        let us = times.us.iter().map(|&us| Duration::from_micros(us.into()));
+        us.collect()
+    };
+    StepTime {
+        took: Duration::from_micros(result.took_us),
+        collectives: result.collectives.as_ref().map(each),
     }
 }

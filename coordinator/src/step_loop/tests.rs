@@ -65,7 +65,7 @@ impl WorkerLink for Prompt {
             result,
             time: StepTime {
                 took: Duration::from_micros(10),
-                collective: Some(Duration::from_micros(2 + 3 * self.rank as u64)),
+                collectives: Some(vec![Duration::from_micros(2 + 3 * self.rank as u64)]),
             },
         });
     }

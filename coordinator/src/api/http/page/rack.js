@@ -154,7 +154,8 @@ function width(element, share) {
   element.style.width = `${100 * (share || 0)}%`;
 }
 
-const percent = (share) => `${Math.round(100 * share)} %`;
+// Number and sign stay on one line.
+const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
 const rate = (value) => (value >= 100 ? value.toFixed(0) : value.toFixed(1));
 
 function bytes(count) {
