@@ -8,6 +8,7 @@ mod client;
 mod end;
 mod sent;
 mod sequences;
+mod tell;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -33,7 +34,7 @@ use sequences::refused;
 use crate::{
     cluster::{EndEpoch, Group, RankEvent, State, StepTime},
     metrics::Metrics,
-    rack::{self, FinishedStep, Live},
+    rack::Live,
     request::{SequenceEvent, SubmitError},
     scheduler::{Counters, Event, Scheduler, SchedulerSettings, backlog::Pace},
 };
@@ -125,10 +126,12 @@ impl StepLoop {
                 group = self.groups.recv() => group,
                 Some(submission) = self.submissions.recv() => {
                     self.submit(submission);
+                    self.follow();
                     continue;
                 }
                 Some(id) = self.cancelled.1.recv() => {
                     self.cancel(id);
+                    self.follow();
                     continue;
                 }
             };
@@ -155,6 +158,7 @@ impl StepLoop {
                     if let Some(scheduler) = &mut self.scheduler {
                         scheduler.abort_epoch();
                     }
+                    self.follow();
                     // Membership may have ended it already.
                     let _ = group.end.send(EndEpoch {
                         epoch: group.epoch,
@@ -286,12 +290,9 @@ impl StepLoop {
                 result: None,
             });
         }
-        let counters = scheduler.counters();
+        self.follow();
         self.pace
-            .observe(self.began.elapsed(), counters.let_in_tokens);
-        self.metrics.follow(&self.counted, &counters);
-        self.counted = counters;
-        self.live.send_modify(|live| live.counters = counters);
+            .observe(self.began.elapsed(), self.counted.let_in_tokens);
     }
 
     async fn hear(&mut self, group: &mut Group, event: RankEvent) -> Result<(), EpochEnd> {
@@ -314,20 +315,6 @@ impl StepLoop {
             }
             RankEvent::StepDone { rank, result, time } => self.done(rank, result, time),
         }
-    }
-
-    /// Counts a step that is over, for those who look.
-    fn account(&self, prompt_tokens: usize, output_tokens: usize, times: &[StepTime]) {
-        let parts = rack::divide(times);
-        self.metrics.rank_times(times, parts.as_deref());
-        let step = FinishedStep {
-            prompt_tokens,
-            output_tokens,
-            times,
-            parts: parts.as_deref(),
-        };
-        let now = self.began.elapsed();
-        self.live.send_modify(|live| live.window.add(now, &step));
     }
 
     /// A rank finished a step; once all have, its result counts.

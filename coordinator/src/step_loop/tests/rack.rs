@@ -42,3 +42,19 @@ async fn those_who_look_see_what_the_last_steps_gave() {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
 }
+
+#[tokio::test]
+async fn between_groups_those_who_look_see_who_waits() {
+    let mut harness = Harness::start(PATIENCE);
+    let events = harness.form(1, |_, _| Box::new(Hangs));
+    let mut stream = harness.submit(100, 5).await;
+    assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
+    let started = stream.recv().await;
+    assert!(matches!(started, Some(SequenceEvent::Started { .. })));
+    let reason = "rank 1 is gone".to_owned();
+    events.send(RankEvent::Lost { rank: 1, reason }).unwrap();
+    assert!(harness.ends.recv().await.is_some());
+    let counters = harness.engine.rack().counters;
+    let standing = (counters.running, counters.waiting, counters.blocks_used);
+    assert_eq!(standing, (0, 1, 0));
+}
