@@ -8,7 +8,7 @@ use std::{
 
 use prost::Message;
 use secondwind_coordinator::{
-    cluster::{Group, RankEvent, State, WorkerLink},
+    cluster::{Group, RankEvent, State, StepTime, WorkerLink},
     metrics::Metrics,
     request::{Engine, NewSequence, SequenceEvent},
     step_loop::{LoopSettings, StepLoop},
@@ -55,8 +55,7 @@ impl WorkerLink for Instantly {
         let _ = self.events.send(RankEvent::StepDone {
             rank: self.rank,
             result,
-            compute_us: 0,
-            collective_us: 0,
+            time: StepTime::default(),
         });
     }
 }

@@ -9,7 +9,7 @@ mod membership;
 mod service;
 mod state;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use secondwind_model::{
     plan::ShardPlan,
@@ -48,6 +48,15 @@ pub struct Group {
     pub end: UnboundedSender<EndEpoch>,
 }
 
+/// How long a rank was at a step, as its host saw it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepTime {
+    /// From begin to end.
+    pub took: Duration,
+    /// Of that in each collective, in order, waiting for other ranks included; `None` where a device sums by itself.
+    pub collectives: Option<Vec<Duration>>,
+}
+
 /// What a rank of a serving group says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RankEvent {
@@ -57,10 +66,8 @@ pub enum RankEvent {
         rank: usize,
         /// What it gave.
         result: StepResult,
-        /// Microseconds outside and inside collectives.
-        compute_us: u64,
-        /// See `compute_us`.
-        collective_us: u64,
+        /// How long it took.
+        time: StepTime,
     },
     /// It could not execute a step; the epoch is over for it.
     StepFailed {

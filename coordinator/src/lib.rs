@@ -10,12 +10,13 @@
 //! 5. [`scheduler`]: pure: who runs when, in which KV blocks.
 //! 6. [`cluster`]: workers, groups, epochs.
 //!
-//! [`metrics`]: what all of them tell Prometheus.
+//! [`metrics`]: what all of them tell Prometheus. [`rack`]: how things stand, for people who look.
 #![forbid(unsafe_code)]
 
 pub mod api;
 pub mod cluster;
 pub mod metrics;
+pub mod rack;
 pub mod request;
 mod run;
 pub mod scheduler;

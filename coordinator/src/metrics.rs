@@ -15,6 +15,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::cluster::StepTime;
+use crate::rack::{self, Parts};
 use crate::request::{FinishReason, SequenceTimings, SubmitError};
 use crate::scheduler::Counters;
 
@@ -37,6 +39,10 @@ const REQUEST: [f64; 21] = [
 
 /// One label.
 type Label = [(&'static str, &'static str); 1];
+/// A rank's label.
+type RankLabel = [(&'static str, usize); 1];
+/// A rank's, and a part's of its time.
+type RankPart = (RankLabel, Label);
 
 /// Everything that is counted.
 pub struct Metrics {
@@ -65,6 +71,8 @@ pub struct Metrics {
     queue: Histogram,
     prefill: Histogram,
     decode: Histogram,
+    rank_step: Family<RankPart, Counter<f64, AtomicU64>>,
+    straggler_steps: Family<RankLabel, Counter>,
 }
 
 impl Metrics {
@@ -176,6 +184,19 @@ impl Metrics {
         };
         let success = family("request_success", "Answers that came to their end");
         let failure = family("request_failure", "Requests that did not");
+        let rank_step = Family::default();
+        registry.register_with_unit(
+            "rank_step",
+            "Time of ranks at steps: compute, exchange and wait for slower ranks, or undivided where it is not known",
+            Unit::Seconds,
+            rank_step.clone(),
+        );
+        let straggler_steps = Family::default();
+        registry.register(
+            "rank_straggler_steps",
+            "Steps in which the other ranks waited for this one",
+            straggler_steps.clone(),
+        );
         Arc::new(Self {
             running,
             waiting,
@@ -201,6 +222,8 @@ impl Metrics {
             queue,
             prefill,
             decode,
+            rank_step,
+            straggler_steps,
             registry,
         })
     }
@@ -271,6 +294,30 @@ impl Metrics {
     /// Every rank has finished a step.
     pub(crate) fn stepped(&self, took: Duration) {
         self.step.observe(took.as_secs_f64());
+    }
+
+    /// What each rank did in a step; `parts` are those of [`rack::divide`].
+    pub(crate) fn rank_times(&self, times: &[StepTime], parts: Option<&[Parts]>) {
+        let add = |rank: usize, part, time: Duration| {
+            let seconds = self
+                .rank_step
+                .get_or_create(&([("rank", rank)], [("part", part)]));
+            seconds.inc_by(time.as_secs_f64());
+        };
+        let Some(parts) = parts else {
+            for (rank, time) in times.iter().enumerate() {
+                add(rank, "undivided", time.took);
+            }
+            return;
+        };
+        for (rank, it) in parts.iter().enumerate() {
+            add(rank, "compute", it.compute);
+            add(rank, "exchange", it.exchange);
+            add(rank, "wait", it.wait);
+        }
+        if let Some(rank) = rack::straggler(parts) {
+            self.straggler_steps.get_or_create(&[("rank", rank)]).inc();
+        }
     }
 
     /// A group is gone.
@@ -373,6 +420,29 @@ mod tests {
             assert!(text.lines().any(|it| it == line), "no {line:?} in\n{text}");
         }
         assert!(text.contains("model=\"a \\\"model\\\"\""), "{text}");
+    }
+
+    #[test]
+    fn time_of_ranks_is_counted_by_its_parts() {
+        let metrics = Metrics::new("m");
+        let time = |took, collective| StepTime {
+            took: Duration::from_millis(took),
+            collectives: Some(vec![Duration::from_millis(collective)]),
+        };
+        let times = [time(1000, 250), time(1000, 750)];
+        metrics.rank_times(&times, rack::divide(&times).as_deref());
+        metrics.rank_times(&times, None);
+        let text = metrics.render();
+        for line in [
+            "# UNIT secondwind_rank_step_seconds seconds",
+            "secondwind_rank_step_seconds_total{rank=\"0\",part=\"compute\"} 0.75",
+            "secondwind_rank_step_seconds_total{rank=\"1\",part=\"exchange\"} 0.25",
+            "secondwind_rank_step_seconds_total{rank=\"1\",part=\"wait\"} 0.5",
+            "secondwind_rank_step_seconds_total{rank=\"1\",part=\"undivided\"} 1.0",
+            "secondwind_rank_straggler_steps_total{rank=\"0\"} 1",
+        ] {
+            assert!(text.lines().any(|it| it == line), "no {line:?} in\n{text}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use secondwind_proto::v1;
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
+use crate::rack::Rack;
 use crate::text::grammar::Grammar;
 
 /// A checked request: what the step loop needs to run one sequence.
@@ -148,6 +149,9 @@ pub trait Engine: Send + Sync + 'static {
 
     /// The group that serves, and its plan; `None` while there is none.
     fn group(&self) -> Option<v1::Group>;
+
+    /// How the rack does at the moment.
+    fn rack(&self) -> Rack;
 
     /// What is counted.
     fn metrics(&self) -> &Arc<Metrics>;

@@ -6,7 +6,9 @@
 
 mod client;
 mod end;
+mod sent;
 mod sequences;
+mod tell;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,13 +28,15 @@ use tokio::{
 pub use client::EngineHandle;
 use client::{Client, Submission};
 use end::{Blame, EpochEnd, Failure, first_cause};
-use sequences::{Followed, refused};
+use sent::Sent;
+use sequences::{Accepted, refused};
 
 use crate::{
-    cluster::{EndEpoch, Group, RankEvent, State},
+    cluster::{EndEpoch, Group, RankEvent, State, StepTime},
     metrics::Metrics,
+    rack::Live,
     request::{SequenceEvent, SubmitError},
-    scheduler::{Counters, Scheduler, SchedulerSettings, Speculation, backlog::Pace},
+    scheduler::{Counters, Event, Scheduler, SchedulerSettings, Speculation, backlog::Pace},
 };
 
 /// Limits that are not the plan's.
@@ -52,22 +56,13 @@ pub struct LoopSettings {
     pub max_drafts: usize,
 }
 
-/// A step that was sent.
-struct Sent {
-    number: u64,
-    sequences: Vec<SequenceId>,
-    since: Instant,
-    done: Vec<bool>,
-    result: Option<StepResult>,
-}
-
 /// Everything the loop owns.
 pub struct StepLoop {
     settings: LoopSettings,
     submissions: UnboundedReceiver<Submission>,
     groups: UnboundedReceiver<Group>,
     cancelled: (UnboundedSender<SequenceId>, UnboundedReceiver<SequenceId>),
-    followed: (UnboundedSender<Followed>, UnboundedReceiver<Followed>),
+    accepted: (UnboundedSender<Accepted>, UnboundedReceiver<Accepted>),
     open: watch::Sender<bool>,
     /// From the first group on.
     scheduler: Option<Scheduler>,
@@ -81,6 +76,7 @@ pub struct StepLoop {
     metrics: Arc<Metrics>,
     /// What the metrics have of the scheduler.
     counted: Counters,
+    live: watch::Sender<Live>,
 }
 
 impl StepLoop {
@@ -93,10 +89,14 @@ impl StepLoop {
     ) -> (Self, Arc<EngineHandle>) {
         let (sender, submissions) = mpsc::unbounded_channel();
         let (open, opened) = watch::channel(false);
+        let (live, shown) = watch::channel(Live::default());
+        let began = Instant::now();
         let handle = Arc::new(EngineHandle {
             submissions: sender,
             state,
             open: opened,
+            live: shown,
+            began,
             metrics: Arc::clone(&metrics),
         });
         let step_loop = Self {
@@ -104,16 +104,17 @@ impl StepLoop {
             submissions,
             groups,
             cancelled: mpsc::unbounded_channel(),
-            followed: mpsc::unbounded_channel(),
+            accepted: mpsc::unbounded_channel(),
             open,
             scheduler: None,
             block_tokens: 0,
             clients: HashMap::new(),
             in_flight: VecDeque::new(),
-            began: Instant::now(),
+            began,
             pace: Pace::default(),
             metrics,
             counted: Counters::default(),
+            live,
         };
         (step_loop, handle)
     }
@@ -129,14 +130,16 @@ impl StepLoop {
                 group = self.groups.recv() => group,
                 Some(submission) = self.submissions.recv() => {
                     self.submit(submission);
+                    self.follow();
                     continue;
                 }
                 Some(id) = self.cancelled.1.recv() => {
                     self.cancel(id);
+                    self.follow();
                     continue;
                 }
-                Some(followed) = self.followed.1.recv() => {
-                    self.followed(followed);
+                Some(accepted) = self.accepted.1.recv() => {
+                    self.accepted(accepted);
                     continue;
                 }
             };
@@ -163,6 +166,7 @@ impl StepLoop {
                     if let Some(scheduler) = &mut self.scheduler {
                         scheduler.abort_epoch();
                     }
+                    self.follow();
                     // Membership may have ended it already.
                     let _ = group.end.send(EndEpoch {
                         epoch: group.epoch,
@@ -222,6 +226,7 @@ impl StepLoop {
                 self.scheduler = Some(scheduler);
             }
         }
+        self.live.send_modify(|live| live.window.clear());
         self.open.send_replace(true);
         Ok(())
     }
@@ -248,7 +253,7 @@ impl StepLoop {
                 biased;
                 () = &mut *shutdown => return EpochEnd::Shutdown,
                 Some(id) = self.cancelled.1.recv() => self.cancel(id),
-                Some(followed) = self.followed.1.recv() => self.followed(followed),
+                Some(accepted) = self.accepted.1.recv() => self.accepted(accepted),
                 Some(submission) = self.submissions.recv() => self.submit(submission),
                 event = group.events.recv() => {
                     let Some(event) = event else {
@@ -272,10 +277,14 @@ impl StepLoop {
                 link.step(&step);
             }
             let now = Instant::now();
+            let mut prompt_tokens = 0;
             for row in &step.rows {
-                if let Some(client) = self.clients.get_mut(&row.sequence)
-                    && client.started.is_none()
-                {
+                let Some(client) = self.clients.get_mut(&row.sequence) else {
+                    continue;
+                };
+                let end = client.prompt_tokens.min(row.position + row.input.len());
+                prompt_tokens += end.saturating_sub(row.position);
+                if client.started.is_none() {
                     client.started = Some(now);
                     self.metrics.started(client.prompt_tokens);
                     // A first row begins after what is cached.
@@ -289,15 +298,14 @@ impl StepLoop {
                 number: step.number,
                 sequences,
                 since: now,
-                done: vec![false; group.links.len()],
+                done: vec![None; group.links.len()],
+                prompt_tokens,
                 result: None,
             });
         }
-        let counters = scheduler.counters();
+        self.follow();
         self.pace
-            .observe(self.began.elapsed(), counters.let_in_tokens);
-        self.metrics.follow(&self.counted, &counters);
-        self.counted = counters;
+            .observe(self.began.elapsed(), self.counted.let_in_tokens);
     }
 
     async fn hear(&mut self, group: &mut Group, event: RankEvent) -> Result<(), EpochEnd> {
@@ -318,12 +326,12 @@ impl StepLoop {
                 };
                 Err(first_cause(group, number, failure).await)
             }
-            RankEvent::StepDone { rank, result, .. } => self.done(rank, result),
+            RankEvent::StepDone { rank, result, time } => self.done(rank, result, time),
         }
     }
 
     /// A rank finished a step; once all have, its result counts.
-    fn done(&mut self, rank: usize, result: StepResult) -> Result<(), EpochEnd> {
+    fn done(&mut self, rank: usize, result: StepResult, time: StepTime) -> Result<(), EpochEnd> {
         let number = result.number;
         let sent = self.in_flight.iter_mut().find(|sent| sent.number == number);
         let Some(done) = sent.as_ref().and_then(|sent| sent.done.get(rank)) else {
@@ -333,16 +341,16 @@ impl StepLoop {
                 blame: Blame::Loss,
             });
         };
-        let twice = *done;
+        let twice = done.is_some();
         if let Some(sent) = sent {
-            sent.done[rank] = true;
+            sent.done[rank] = Some(time);
             if rank == 0 && !twice {
                 sent.result = Some(result);
             }
         }
         // Steps end in order on every rank, so only the oldest can be complete.
         while let Some(sent) = self.in_flight.front()
-            && sent.done.iter().all(|&done| done)
+            && sent.is_complete()
         {
             let Some(sent) = self.in_flight.pop_front() else {
                 break;
@@ -353,41 +361,34 @@ impl StepLoop {
                 // It has waited for the one before it until now.
                 next.since = now;
             }
-            self.commit(sent.result.unwrap_or_default())?;
+            self.commit(sent)?;
         }
         Ok(())
     }
 
-    fn commit(&mut self, result: StepResult) -> Result<(), EpochEnd> {
+    fn commit(&mut self, sent: Sent) -> Result<(), EpochEnd> {
         let Some(scheduler) = &mut self.scheduler else {
             return Ok(());
         };
+        let result = sent.result.unwrap_or_default();
         let events = scheduler.commit(result).map_err(|error| EpochEnd::Lost {
             reason: format!("rank 0's result does not fit its step: {error}"),
             expel: Some(0),
             blame: Blame::Step,
         })?;
+        let is_token = |event: &&Event| matches!(event, Event::Token { .. });
+        let output_tokens = events.iter().filter(is_token).count();
         self.deliver(events);
+        let times: Vec<StepTime> = sent.done.into_iter().flatten().collect();
+        self.account(sent.prompt_tokens, output_tokens, &times);
         Ok(())
     }
 
     /// The oldest step is over its deadline.
     fn late(&self) -> EpochEnd {
-        let Some(sent) = self.in_flight.front() else {
-            return EpochEnd::lost("a step was late".into());
-        };
-        let missing: Vec<usize> = (0..sent.done.len())
-            .filter(|&rank| !sent.done[rank])
-            .collect();
-        EpochEnd::Lost {
-            reason: format!(
-                "step {} is not finished after {} s on rank(s) {missing:?}",
-                sent.number,
-                self.settings.step_deadline.as_secs()
-            ),
-            // If one rank alone is late it hangs; several may wait for each other.
-            expel: (missing.len() == 1).then(|| missing[0]),
-            blame: Blame::Step,
+        match self.in_flight.front() {
+            Some(sent) => sent.late(self.settings.step_deadline),
+            None => EpochEnd::lost("a step was late".into()),
         }
     }
 }

@@ -173,6 +173,11 @@ impl Text {
         templates.is_none_or(|templates| templates.as_ref().map_or(true, |it| it.takes_tools()))
     }
 
+    /// There is a usable chat template, and `enable_thinking` changes what it writes.
+    pub fn takes_thinking(&self) -> bool {
+        matches!(&self.templates, Some(Ok(templates)) if templates.takes_thinking())
+    }
+
     /// Why the chat template cannot be used, if it cannot: worth a warning at start.
     pub fn chat_template_error(&self) -> Option<&TemplateError> {
         self.templates.as_ref()?.as_ref().err()

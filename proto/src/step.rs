@@ -251,8 +251,8 @@ pub fn step_result_to_wire(epoch: u64, result: StepResult) -> v1::StepResult {
             })
             .collect(),
         gathered_rows: result.gathered_rows,
-        compute_us: 0,
-        collective_us: 0,
+        took_us: 0,
+        collectives: None,
     }
 }
 

@@ -144,6 +144,15 @@ fn a_demo_that_stays_up_serves_http_and_grpc_at_one_address() {
     assert_eq!(value("secondwind_time_to_first_token_seconds_count"), 5.0);
     assert!(value("secondwind_step_time_seconds_count") > 0.0);
     assert_eq!(value("secondwind_num_requests_waiting"), 0.0);
+    // Both workers told how long they computed and how long they were in collectives.
+    for rank in 0..2 {
+        for part in ["compute", "exchange"] {
+            let labels = format!("{{rank=\"{rank}\",part=\"{part}\"}}");
+            assert!(value(&format!("secondwind_rank_step_seconds_total{labels}")) > 0.0);
+        }
+    }
+    let (status, page) = http(endpoint, "GET", "/", "");
+    assert_eq!((status, page.starts_with("<!doctype html>")), (200, true));
 
     // A connection that is kept open and a client that stalls do not keep it from stopping.
     let _idle = TcpStream::connect(endpoint.strip_prefix("http://").unwrap()).unwrap();

@@ -16,16 +16,16 @@ struct Suite {
     name: &'static str,
     /// Beside this file.
     script: &'static str,
-    /// Packages that it needs.
-    imports: &'static str,
+    /// Python that fails where the client is missing.
+    needs: &'static str,
     checks: &'static [&'static str],
 }
 
-const SUITES: [Suite; 3] = [
+const SUITES: [Suite; 4] = [
     Suite {
         name: "openai",
         script: "openai_checks.py",
-        imports: "openai",
+        needs: "import openai",
         checks: &[
             "models",
             "chat",
@@ -40,7 +40,7 @@ const SUITES: [Suite; 3] = [
     Suite {
         name: "grpc",
         script: "grpc_checks.py",
-        imports: "grpc, grpc_health.v1, grpc_reflection.v1alpha",
+        needs: "import grpc, grpc_health.v1, grpc_reflection.v1alpha",
         checks: &[
             "reflection",
             "health",
@@ -53,14 +53,28 @@ const SUITES: [Suite; 3] = [
     Suite {
         name: "triton",
         script: "triton_checks.py",
-        imports: "tritonclient.grpc",
+        needs: "import tritonclient.grpc",
         checks: &["metadata", "infer", "stream"],
+    },
+    Suite {
+        name: "page",
+        script: "page_checks.py",
+        needs: "import playwright, shutil; assert shutil.which('chromium'), 'chromium is not installed'",
+        checks: &[
+            "chat",
+            "stop",
+            "errors",
+            "text_is_text",
+            "rack",
+            "keys",
+            "keyboard",
+        ],
     },
 ];
 
 fn main() {
     let arguments = Arguments::from_args();
-    let suites = SUITES.map(|suite| (missing(python().args(["-c", &imports(&suite)])), suite));
+    let suites = SUITES.map(|suite| (missing(python().args(["-c", suite.needs])), suite));
     let no_curl = missing(Command::new("curl").arg("--version"));
     let no_grpcurl = missing(Command::new("grpcurl").arg("-version"));
     let absent = suites.iter().map(|(missing, _)| missing);
@@ -121,10 +135,6 @@ fn python() -> Command {
         python.env("PYTHONPATH", folder);
     }
     python
-}
-
-fn imports(suite: &Suite) -> String {
-    format!("import {}", suite.imports)
 }
 
 /// Why `command` cannot be used.

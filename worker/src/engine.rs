@@ -94,10 +94,11 @@ pub enum Event {
         epoch: u64,
         /// Filled on rank 0.
         result: StepResult,
-        /// Time outside collectives.
-        compute: Duration,
-        /// Time in collectives, waiting included.
-        collective: Duration,
+        /// From begin to end.
+        took: Duration,
+        /// Of that in each collective, in order, waiting included; `None` where the device sums on its own
+        /// stream, unseen by the host.
+        collectives: Option<Vec<Duration>>,
     },
     /// A step failed; the epoch is over for this rank.
     StepFailed {
@@ -286,7 +287,7 @@ fn form<B: Backend>(
         epoch,
         collective: Timed {
             inner: collective,
-            spent: Duration::ZERO,
+            spent: Vec::new(),
         },
         sequences: Sequences::new(limits),
         cancelled,
@@ -301,7 +302,7 @@ fn execute<B: Backend>(
     step: &Step,
 ) -> Event {
     let start = Instant::now();
-    rank.collective.spent = Duration::ZERO;
+    rank.collective.spent.clear();
     let epoch = rank.epoch;
     let failed = |message: String, peer_lost, sequence| Event::StepFailed {
         epoch,
@@ -352,12 +353,12 @@ fn execute<B: Backend>(
         }
         Ok(outcome) => {
             rank.sequences.sampled(step, &outcome.sampled);
-            let collective = rank.collective.spent;
+            let spent = std::mem::take(&mut rank.collective.spent);
             Event::StepDone {
                 epoch: rank.epoch,
                 result: outcome.result,
-                compute: start.elapsed().saturating_sub(collective),
-                collective,
+                took: start.elapsed(),
+                collectives: (!rank.collective.takes_device()).then_some(spent),
             }
         }
     }
@@ -366,14 +367,15 @@ fn execute<B: Backend>(
 /// A collective that knows how long its calls took.
 struct Timed {
     inner: Box<dyn Collective>,
-    spent: Duration,
+    /// Of each call.
+    spent: Vec<Duration>,
 }
 
 impl Timed {
     fn time<T>(&mut self, call: impl FnOnce(&mut dyn Collective) -> T) -> T {
         let start = Instant::now();
         let result = call(self.inner.as_mut());
-        self.spent += start.elapsed();
+        self.spent.push(start.elapsed());
         result
     }
 }

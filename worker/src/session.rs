@@ -271,11 +271,13 @@ impl Session<'_> {
             Event::StepDone {
                 epoch,
                 result,
-                compute,
-                collective,
+                took,
+                collectives,
             } => worker_event::Event::StepResult(v1::StepResult {
-                compute_us: compute.as_micros() as u64,
-                collective_us: collective.as_micros() as u64,
+                took_us: took.as_micros() as u64,
+                collectives: collectives.map(|spent| v1::CollectiveTimes {
+                    us: spent.iter().map(micros).collect(),
+                }),
                 ..step_result_to_wire(epoch, result)
             }),
             Event::StepFailed {
@@ -402,4 +404,9 @@ pub fn peak_resident_bytes() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
         .map_or(0, |kib| kib * 1024)
+}
+
+/// More than an hour is as good as an hour.
+fn micros(time: &Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }

@@ -14,6 +14,7 @@ use super::request::{AnswerKind, CheckedRequest};
 use super::response::Responses;
 use super::status::ApiError;
 use crate::metrics::Metrics;
+use crate::rack::Rack;
 use crate::request::{Engine, SubmitError};
 use crate::text::Text;
 use crate::text::answer::AnswerSplitter;
@@ -98,6 +99,11 @@ impl<E: Engine> Frontend<E> {
     /// The group that serves; `None` while there is none.
     pub fn group(&self) -> Option<v1::Group> {
         self.engine.group()
+    }
+
+    /// How the rack does at the moment.
+    pub fn rack(&self) -> Rack {
+        self.engine.rack()
     }
 
     /// What is counted.

@@ -3,6 +3,7 @@
 //! A request passes [`access`] (id and log line), [`body`] (limits before parsing), [`fields`] (types),
 //! [`chat`] or [`completions`] (what is asked), [`ask`] (the check that gRPC has too), and is answered by
 //! [`whole`] or [`stream`] through [`render`]. [`extras`] has the fields that are refused or only hints.
+//! [`page`] is for people: a chat, and what [`rack`] tells.
 
 mod access;
 mod ask;
@@ -17,6 +18,8 @@ mod logprobs;
 mod messages;
 mod models;
 mod one;
+mod page;
+mod rack;
 mod render;
 mod sampling;
 mod shape;
@@ -80,6 +83,8 @@ pub(super) fn router<E: Engine>(frontend: Arc<Frontend<E>>, settings: HttpSettin
         .route("/health", get(models::health))
         .route("/ready", get(models::ready::<E>))
         .route("/metrics", get(models::metrics::<E>))
+        .route("/rack", get(rack::show::<E>))
+        .merge(page::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::new(server))

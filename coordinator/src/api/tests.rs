@@ -27,10 +27,13 @@ use super::{
     Connections, Frontend, HttpSettings, Reasoning, SamplingDefaults, ServedModel, ServingHandle,
     health, router,
 };
+use crate::cluster::State;
 use crate::metrics::Metrics;
+use crate::rack::{Load, Rack};
 use crate::request::{
     Engine, EventStream, FinishReason, NewSequence, SequenceEvent, SequenceTimings, SubmitError,
 };
+use crate::scheduler::Counters;
 use crate::text::Text;
 use crate::text::fixture::{self, IM_END, VOCAB_SIZE};
 
@@ -62,6 +65,21 @@ impl Engine for ScriptedEngine {
             ..v1::Group::default()
         };
         (!self.no_group.load(Ordering::Relaxed)).then_some(group)
+    }
+
+    fn rack(&self) -> Rack {
+        let state = match self.group() {
+            Some(group) => State::Serving(group),
+            None => State::Gathering {
+                attached: 1,
+                needed: 2,
+            },
+        };
+        Rack {
+            state,
+            counters: Counters::default(),
+            load: Load::default(),
+        }
     }
 
     fn metrics(&self) -> &Arc<Metrics> {

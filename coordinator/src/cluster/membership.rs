@@ -25,7 +25,7 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    EndEpoch, Group, MemberId, RankEvent, State,
+    EndEpoch, Group, MemberId, RankEvent, State, StepTime,
     epoch::{Commands, Epoch, Member},
     send,
 };
@@ -234,14 +234,9 @@ impl Membership {
                 self.remove(member, &reason, Some(refusal));
             }
             worker_event::Event::StepResult(result) if result.epoch == epoch.number => {
-                let (compute_us, collective_us) = (result.compute_us, result.collective_us);
+                let time = step_time(&result);
                 let event = match step_result_from_wire(result) {
-                    Ok(result) => RankEvent::StepDone {
-                        rank,
-                        result,
-                        compute_us,
-                        collective_us,
-                    },
+                    Ok(result) => RankEvent::StepDone { rank, result, time },
                     Err(error) => RankEvent::Lost {
                         rank,
                         reason: error.to_string(),
@@ -365,5 +360,16 @@ impl Membership {
             *current = state;
             changed
         });
+    }
+}
+
+fn step_time(result: &v1::StepResult) -> StepTime {
+    let each = |times: &v1::CollectiveTimes| {
+        let us = times.us.iter().map(|&us| Duration::from_micros(us.into()));
+        us.collect()
+    };
+    StepTime {
+        took: Duration::from_micros(result.took_us),
+        collectives: result.collectives.as_ref().map(each),
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::{
 use crate::{
     cluster::State,
     metrics::Metrics,
+    rack::{Live, Rack},
     request::{Engine, EventStream, NewSequence, SequenceEvent, SequenceTimings, SubmitError},
     text::grammar::Grammar,
 };
@@ -22,6 +23,9 @@ pub struct EngineHandle {
     pub(super) state: watch::Receiver<State>,
     /// The loop's own view of whether it can take sequences.
     pub(super) open: watch::Receiver<bool>,
+    pub(super) live: watch::Receiver<Live>,
+    /// When the loop's clock began.
+    pub(super) began: Instant,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -85,6 +89,15 @@ impl Engine for EngineHandle {
         match &*self.state.borrow() {
             State::Serving(group) => Some(group.clone()),
             _ => None,
+        }
+    }
+
+    fn rack(&self) -> Rack {
+        let live = self.live.borrow();
+        Rack {
+            state: self.state.borrow().clone(),
+            counters: live.counters,
+            load: live.window.load(self.began.elapsed()),
         }
     }
 

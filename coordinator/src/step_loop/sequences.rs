@@ -109,7 +109,7 @@ impl StepLoop {
                         }
                         client.first_token.get_or_insert(now);
                         if let Some(grammar) = client.grammar.take() {
-                            follow(self.followed.0.clone(), sequence, grammar, token.token);
+                            accept(self.accepted.0.clone(), sequence, grammar, token.token);
                         }
                         client.tell(SequenceEvent::Token(token));
                     }
@@ -140,8 +140,8 @@ impl StepLoop {
     }
 
     /// A token was taken into its sequence's grammar, beside the loop.
-    pub(super) fn followed(&mut self, followed: Followed) {
-        let Followed { id, grammar, next } = followed;
+    pub(super) fn accepted(&mut self, accepted: Accepted) {
+        let Accepted { id, grammar, next } = accepted;
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -192,18 +192,18 @@ impl StepLoop {
 }
 
 /// A grammar that took in a token.
-pub(super) struct Followed {
+pub(super) struct Accepted {
     id: SequenceId,
     grammar: Grammar,
     next: Result<Next, String>,
 }
 
 /// Takes `token` into `grammar` where it holds up nobody: that may take milliseconds.
-fn follow(followed: UnboundedSender<Followed>, id: SequenceId, mut grammar: Grammar, token: u32) {
+fn accept(accepted: UnboundedSender<Accepted>, id: SequenceId, mut grammar: Grammar, token: u32) {
     spawn_blocking(move || {
         let next = grammar.accept(token);
         // Only a loop that is over does not listen.
-        let _ = followed.send(Followed { id, grammar, next });
+        let _ = accepted.send(Accepted { id, grammar, next });
     });
 }
 

@@ -1,5 +1,7 @@
 //! The loop over scripted ranks.
 
+mod rack;
+
 use std::{
     sync::{
         Arc,
@@ -20,7 +22,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    cluster::WorkerLink,
+    cluster::{StepTime, WorkerLink},
     metrics::Metrics,
     request::{Engine, EventStream, FinishReason, NewSequence},
 };
@@ -61,8 +63,10 @@ impl WorkerLink for Prompt {
         let _ = self.events.send(RankEvent::StepDone {
             rank: self.rank,
             result,
-            compute_us: 1,
-            collective_us: 0,
+            time: StepTime {
+                took: Duration::from_micros(10),
+                collectives: Some(vec![Duration::from_micros(2 + 3 * self.rank as u64)]),
+            },
         });
     }
 }

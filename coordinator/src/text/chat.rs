@@ -69,6 +69,11 @@ impl ChatTemplates {
         self.tool_use.is_some() || self.default.reads("tools")
     }
 
+    /// The variable `enable_thinking` is read.
+    pub fn takes_thinking(&self) -> bool {
+        self.default.reads("enable_thinking")
+    }
+
     /// The prompt for `input`, from the template `tool_use` when there are tools and it exists.
     pub fn render(&self, input: &ChatInput) -> Result<String, TemplateError> {
         let template = match &self.tool_use {

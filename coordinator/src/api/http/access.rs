@@ -102,7 +102,7 @@ impl Drop for Line {
         let ms = self.begin.elapsed().as_millis() as u64;
         let request_id = self.id.as_str();
         let end = if self.complete { "complete" } else { "cut off" };
-        if matches!(path.as_str(), "/health" | "/ready" | "/metrics") {
+        if matches!(path.as_str(), "/health" | "/ready" | "/metrics" | "/rack") {
             tracing::debug!(%method, path, status, ms, bytes, end, request_id, "http");
         } else {
             tracing::info!(%method, path, status, ms, bytes, end, request_id, "http");

@@ -5,6 +5,8 @@ mod chat;
 mod completions;
 mod connections;
 mod errors;
+mod page;
+mod rack;
 mod service;
 
 use std::net::SocketAddr;
