@@ -5,7 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result};
 use clap::Args;
 use secondwind_coordinator::{
-    Collective, Coordinator, CoordinatorConfig, HttpSettings, Reasoning, Settings,
+    ClientSettings, Collective, ConnectionLimits, Coordinator, CoordinatorConfig, HttpSettings,
+    Reasoning, Settings,
 };
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use tokio::net::TcpListener;
@@ -16,7 +17,7 @@ use crate::{
         Config, Section,
         flags::{CoordinatorKeys, KeyFlags},
     },
-    logging, output,
+    logging, open_files, output,
     signals::Stop,
 };
 
@@ -96,6 +97,16 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
                 Some("keep") => Reasoning::Keep,
                 _ => Reasoning::Split,
             },
+        },
+        clients: ClientSettings {
+            keys: config.api_keys().to_vec(),
+            connections: ConnectionLimits {
+                max_connections: open_files::room_for(integer("coordinator.max_connections")?),
+                idle: config
+                    .duration("coordinator.idle_timeout")
+                    .context("coordinator.idle_timeout is not set")?,
+            },
+            log_prompts: config.boolean("coordinator.log_prompts"),
         },
         exit_without_plan: false,
     })

@@ -78,6 +78,7 @@ fn request(salt: usize) -> NewSequence {
         prompt_logprobs: false,
         tenant: 0,
         priority: 0,
+        cache_salt: None,
     }
 }
 

@@ -10,7 +10,7 @@ use prost::Message;
 use secondwind_coordinator::{
     cluster::{Group, RankEvent, State, WorkerLink},
     metrics::Metrics,
-    request::{Engine, NewSequence, SequenceEvent},
+    request::{Engine, NewSequence, Origin, SequenceEvent},
     step_loop::{LoopSettings, StepLoop},
 };
 use secondwind_model::{
@@ -127,6 +127,7 @@ async fn measure(sequences: usize, world: usize) -> Duration {
         stop_token_ids: vec![0],
         prompt_logprobs: false,
         deadline: None,
+        origin: Origin::default(),
     };
     let start = Instant::now();
     let mut streams = Vec::new();

@@ -164,6 +164,8 @@ impl SamplingFlags {
             prompt_logprobs: false,
             n: None,
             best_of: None,
+            priority: None,
+            cache_salt: None,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The binary as its users meet it: exit codes and words.
 //!
-//! [`usage`] makes mistakes, [`daemons`] starts real processes, [`demo`] asks for answers, [`http`] over HTTP.
+//! [`usage`] makes mistakes, [`daemons`] starts real processes, [`demo`] asks for answers, [`http`] over HTTP, [`keys`]
+//! as somebody.
 
 mod daemons;
 mod demo;
 mod http;
+mod keys;
 mod usage;
 
 use std::process::{Command, Output, Stdio};

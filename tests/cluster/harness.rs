@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use secondwind_coordinator::{Collective, Coordinator, CoordinatorConfig, HttpSettings, Settings};
+use secondwind_coordinator::{
+    ClientSettings, Collective, Coordinator, CoordinatorConfig, HttpSettings, Settings,
+};
 use secondwind_kernels::cuda::{Arch, PackSource};
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use secondwind_proto::v1::{self, inference_client::InferenceClient};
@@ -96,6 +98,7 @@ impl Cluster {
             prefix_cache: setup.prefix_cache,
             collective: setup.collective,
             step_deadline: PATIENCE,
+            clients: ClientSettings::default(),
             http: HttpSettings::default(),
             exit_without_plan: false,
         };

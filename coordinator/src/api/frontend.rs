@@ -9,6 +9,7 @@ use secondwind_proto::v1;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
+use super::account::Account;
 use super::defaults::SamplingDefaults;
 use super::request::CheckedRequest;
 use super::response::Responses;
@@ -61,6 +62,7 @@ pub struct Frontend<E> {
     model: Arc<ServedModel>,
     /// Requests that are being read, rendered and tokenized at the same time.
     checks: Arc<Semaphore>,
+    log_prompts: bool,
 }
 
 impl<E: Engine> Frontend<E> {
@@ -71,6 +73,16 @@ impl<E: Engine> Frontend<E> {
             engine,
             model,
             checks: Arc::new(Semaphore::new(2 * threads)),
+            log_prompts: false,
+        }
+    }
+
+    /// Whether the log has what clients ask, word for word.
+    #[must_use]
+    pub fn log_prompts(self, log_prompts: bool) -> Self {
+        Self {
+            log_prompts,
+            ..self
         }
     }
 
@@ -120,8 +132,20 @@ impl<E: Engine> Frontend<E> {
     }
 
     /// Hands a checked request to the step loop. Dropping the responses cancels it.
-    pub(super) fn submit(&self, mut checked: CheckedRequest) -> Result<Responses, ApiError> {
+    pub(super) fn submit(
+        &self,
+        mut checked: CheckedRequest,
+        account: &Arc<Account>,
+    ) -> Result<Responses, ApiError> {
         let metrics = self.engine.metrics();
+        let origin = &mut checked.sequence.origin;
+        origin.request_id = Arc::clone(account.request_id());
+        origin.tenant = account.tenant();
+        if self.log_prompts {
+            let tokenizer = self.model.text.tokenizer();
+            let prompt = tokenizer.decode(&checked.sequence.prompt, false);
+            tracing::info!(parent: None, request_id = %account.request_id(), prompt, "prompt");
+        }
         let submitted = self.engine.submit(checked.sequence.clone());
         let events = submitted.inspect_err(|error| metrics.failed(Some(error)))?;
         let prompt_token_ids = std::mem::take(&mut checked.sequence.prompt);
@@ -132,6 +156,7 @@ impl<E: Engine> Frontend<E> {
             events,
             tokenizer,
             Arc::clone(metrics),
+            Arc::clone(account),
         ))
     }
 }

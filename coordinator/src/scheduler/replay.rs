@@ -210,6 +210,7 @@ fn request(arrival: &Arrival, index: usize) -> NewSequence {
         prompt_logprobs: false,
         tenant: arrival.tenant,
         priority: arrival.priority,
+        cache_salt: None,
     }
 }
 

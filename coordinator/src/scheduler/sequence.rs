@@ -5,7 +5,8 @@ use std::ops::{Index, IndexMut, Range};
 
 use secondwind_model::step::{LogitRules, RowInput, Sampling, SequenceId};
 
-use super::cache::KvCache;
+use super::cache::{KvCache, Realm};
+use crate::request::CacheSalt;
 
 /// What a caller asks for. Everything is resolved: defaults are filled in, text is tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,8 @@ pub struct NewSequence {
     pub tenant: u32,
     /// Among those of its tenant the higher one is let in first; 0 when nobody said.
     pub priority: i8,
+    /// Prefixes are shared only with sequences of the same.
+    pub cache_salt: Option<CacheSalt>,
 }
 
 /// Where a sequence stands.
@@ -53,7 +56,7 @@ pub(super) struct Sequence {
     /// Taken out of `sampling`: workers are told once.
     pub rules: Option<Box<LogitRules>>,
     pub prompt_logprobs: bool,
-    pub tenant: u32,
+    pub realm: Realm,
     pub priority: i8,
     pub phase: Phase,
     /// Positions whose KV a step, committed or in flight, has written.
@@ -91,7 +94,10 @@ impl Sequence {
             rules: new.sampling.rules.take(),
             sampling: new.sampling,
             prompt_logprobs: new.prompt_logprobs,
-            tenant: new.tenant,
+            realm: Realm {
+                tenant: new.tenant,
+                salt: new.cache_salt,
+            },
             priority: new.priority,
             phase: Phase::Waiting,
             scheduled: 0,
@@ -224,7 +230,7 @@ impl Sequence {
         let full = self.computed.min(self.tokens.len()) / block_tokens;
         for index in self.registered_blocks..full {
             let tokens = &self.tokens[index * block_tokens..(index + 1) * block_tokens];
-            kv.register(self.tenant, tokens, &self.blocks[..=index]);
+            kv.register(&self.realm, tokens, &self.blocks[..=index]);
             self.registered_blocks = index + 1;
         }
     }

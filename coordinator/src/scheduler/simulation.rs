@@ -51,6 +51,8 @@ enum Action {
         logprobs: bool,
         tenant: u32,
         priority: i8,
+        /// 0 for none.
+        salt: u32,
         /// The text begins as all texts of this number do, for so many tokens.
         begins_as: (u64, usize),
     },
@@ -114,6 +116,7 @@ impl Simulation {
             logprobs,
             tenant,
             priority,
+            salt,
             begins_as,
         } = action
         else {
@@ -121,7 +124,7 @@ impl Simulation {
         };
         let id = self.scheduler.next_id;
         let length = prompt_tokens.max(self.settings.max_context_tokens);
-        let text = Text::new(id, tenant, begins_as, length);
+        let text = Text::new(id, 4 * tenant + salt, begins_as, length);
         let submitted = self.scheduler.submit(NewSequence {
             prompt: text.tokens[..prompt_tokens].to_vec(),
             tenant,
@@ -137,6 +140,7 @@ impl Simulation {
                 ..greedy()
             },
             prompt_logprobs: logprobs,
+            cache_salt: (salt > 0).then_some([salt; 8]),
         });
         let Ok(accepted) = submitted else { return };
         assert_eq!(accepted, id);
@@ -354,11 +358,11 @@ fn action() -> impl Strategy<Value = Action> {
         0..40_usize,
         any::<bool>(),
         prop::bool::weighted(0.3),
-        (0..2_u32, -1..=1_i8),
+        (0..2_u32, -1..=1_i8, 0..3_u32),
         (0..3_u64, 0..40_usize),
     );
     let submit = submit.prop_map(
-        |(prompt_tokens, max_tokens, stops, logprobs, (tenant, priority), begins_as)| {
+        |(prompt_tokens, max_tokens, stops, logprobs, (tenant, priority, salt), begins_as)| {
             Action::Submit {
                 prompt_tokens,
                 max_tokens,
@@ -366,6 +370,7 @@ fn action() -> impl Strategy<Value = Action> {
                 logprobs,
                 tenant,
                 priority,
+                salt,
                 begins_as,
             }
         },

@@ -52,6 +52,7 @@ fn request(prompt_tokens: u32, max_tokens: usize) -> NewSequence {
         prompt_logprobs: false,
         tenant: 0,
         priority: 0,
+        cache_salt: None,
     }
 }
 

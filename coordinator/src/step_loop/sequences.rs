@@ -29,14 +29,16 @@ impl StepLoop {
         };
         let prompt_tokens = sequence.prompt.len();
         let wants_prompt_logprobs = sequence.prompt_logprobs;
+        let origin = sequence.origin;
         let accepted = scheduler.submit(scheduler::NewSequence {
             prompt: sequence.prompt,
             max_tokens: sequence.max_tokens,
             stop_tokens: sequence.stop_token_ids,
             sampling: sequence.sampling,
             prompt_logprobs: wants_prompt_logprobs,
-            tenant: 0,
-            priority: 0,
+            tenant: origin.tenant,
+            priority: origin.priority,
+            cache_salt: origin.cache_salt,
         });
         let id = match accepted {
             Ok(id) => id,
@@ -47,7 +49,8 @@ impl StepLoop {
             }
         };
         // A client that is gone is cancelled by the task that watches it.
-        let _ = events.send(SequenceEvent::Queued);
+        let _ = events.send(SequenceEvent::Queued { sequence: id });
+        tracing::debug!(sequence = id, request_id = %origin.request_id, "queued");
         if wants_prompt_logprobs && prompt_tokens == 1 {
             let _ = events.send(SequenceEvent::PromptLogprobs(Vec::new()));
         }

@@ -22,7 +22,7 @@ use super::*;
 use crate::{
     cluster::WorkerLink,
     metrics::Metrics,
-    request::{Engine, EventStream, FinishReason, NewSequence},
+    request::{Engine, EventStream, FinishReason, NewSequence, Origin},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -200,6 +200,7 @@ fn sequence(prompt: usize, max_tokens: usize) -> NewSequence {
         stop_token_ids: Vec::new(),
         prompt_logprobs: false,
         deadline: None,
+        origin: Origin::default(),
     }
 }
 
@@ -217,7 +218,7 @@ async fn drain(stream: &mut EventStream) -> (Vec<u32>, SequenceEvent) {
             .expect("no end");
         match event {
             SequenceEvent::Token(token) => tokens.push(token.token),
-            SequenceEvent::Queued
+            SequenceEvent::Queued { .. }
             | SequenceEvent::Started { .. }
             | SequenceEvent::PromptLogprobs(_) => {}
             end => return (tokens, end),
@@ -261,7 +262,10 @@ async fn a_client_is_told_what_was_cached() {
         let started = SequenceEvent::Started {
             cached_prompt_tokens,
         };
-        assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
+        assert!(matches!(
+            stream.recv().await,
+            Some(SequenceEvent::Queued { .. })
+        ));
         assert_eq!(stream.recv().await, Some(started));
         assert_eq!(drain(&mut stream).await.0, [200, 201, 202, 203, 204]);
     }
@@ -277,6 +281,7 @@ async fn before_the_first_group_nothing_is_accepted() {
         stop_token_ids: Vec::new(),
         prompt_logprobs: false,
         deadline: None,
+        origin: Origin::default(),
     };
     let refused = harness.engine.submit(sequence).unwrap_err();
     assert_eq!(
@@ -294,7 +299,10 @@ async fn a_lost_rank_ends_the_epoch_and_the_next_goes_on() {
         _ => Box::new(Hangs),
     });
     let mut stream = harness.submit(10, 6).await;
-    assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
+    assert!(matches!(
+        stream.recv().await,
+        Some(SequenceEvent::Queued { .. })
+    ));
     let started = SequenceEvent::Started {
         cached_prompt_tokens: 0,
     };

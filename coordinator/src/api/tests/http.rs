@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod connections;
 mod errors;
+mod limits;
 mod service;
 
 use std::net::SocketAddr;
@@ -25,15 +26,15 @@ use super::{
 use crate::request::{FinishReason, SequenceEvent};
 
 /// What came back.
-struct Reply {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: String,
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: String,
 }
 
 impl Reply {
     #[track_caller]
-    fn json(&self) -> Json {
+    pub(super) fn json(&self) -> Json {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 
@@ -54,7 +55,7 @@ impl Reply {
     }
 }
 
-async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Reply {
+pub(super) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Reply {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -68,7 +69,7 @@ async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Reply {
     }
 }
 
-fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+pub(super) fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(body.into()));
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().unwrap();
@@ -77,7 +78,7 @@ fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<B
     request
 }
 
-async fn post(served: &Served, path: &str, json: &Json) -> Reply {
+pub(super) async fn post(served: &Served, path: &str, json: &Json) -> Reply {
     send(
         served.address,
         request(Method::POST, path, json.to_string()),
@@ -85,7 +86,7 @@ async fn post(served: &Served, path: &str, json: &Json) -> Reply {
     .await
 }
 
-async fn get(served: &Served, path: &str) -> Reply {
+pub(super) async fn get(served: &Served, path: &str) -> Reply {
     send(served.address, request(Method::GET, path, "")).await
 }
 
@@ -99,7 +100,7 @@ fn likely(id: u32, logprob: f32, top: &[(u32, f32)]) -> SequenceEvent {
 }
 
 /// An answer of these bytes that ends by itself.
-fn answer(text: &str) -> Vec<SequenceEvent> {
+pub(super) fn answer(text: &str) -> Vec<SequenceEvent> {
     let mut events = bytes(text);
     events.push(finished(FinishReason::Length));
     events
