@@ -31,7 +31,7 @@ pub struct Flags {
 /// Runs the command.
 pub async fn run(flags: Flags, common: Common) -> Result<()> {
     let config = common.load_daemon(&[Section::Coordinator], flags.section.layer)?;
-    logging::start(&config)?;
+    let traces = logging::start_with_traces(&config)?;
     let stop = Stop::on_signal()?;
     let coordinator = Coordinator::prepare(meant(&config)?)?;
     let client = bind(&config, "coordinator.listen").await?;
@@ -41,8 +41,11 @@ pub async fn run(flags: Flags, common: Common) -> Result<()> {
         "listening client={client_address} cluster={cluster_address}"
     ))?;
     let serving = coordinator.run(client, cluster, stop.asked());
-    stop.within(grace(&config, "coordinator.stop_timeout"), serving)
-        .await??;
+    let served = stop
+        .within(grace(&config, "coordinator.stop_timeout"), serving)
+        .await;
+    traces.end().await;
+    served??;
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod server;
 mod status;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use connection::{Connection, ConnectionLimits, Connections, Peer};
 pub use defaults::SamplingDefaults;

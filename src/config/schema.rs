@@ -106,6 +106,7 @@ pub static KEYS: &[Key] = &[
     key(Coordinator, "max_connections", Kind::Integer { min: 1, max: 1 << 20 }, Some("4096"), "Connections of clients at a time; further ones are told so and closed"),
     key(Coordinator, "idle_timeout", Kind::Duration, Some("10m"), "A client's connection on which nothing is asked for so long is closed"),
     key(Coordinator, "log_prompts", Kind::Bool, Some("false"), "Write what clients ask into the log, word for word"),
+    key(Coordinator, "otlp_endpoint", Kind::HostPort, None, "Collector that gets a span of every request, by OTLP over gRPC without TLS"),
     key(Coordinator, "max_context_tokens", Kind::Integer { min: 1, max: 1 << 24 }, None, "Longest sequence, prompt and output together [unset: the checkpoint's own, up to 4096]"),
     key(Coordinator, "max_sequences", Kind::Integer { min: 1, max: 4096 }, Some("8"), "Sequences that may run at once"),
     key(Coordinator, "max_step_tokens", Kind::Integer { min: 1, max: 65536 }, Some("512"), "Tokens of one step, all sequences together"),

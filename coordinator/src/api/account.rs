@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use axum::extract::Request;
 use axum::http::{Extensions, Method, StatusCode};
+use opentelemetry::trace::{SpanContext, TraceId};
 use secondwind_model::step::SequenceId;
 use tonic::Code;
 use tracing::Span;
+use tracing::field::Empty;
 
 use super::access::Gate;
 use super::connection::{OpenRequest, Peer};
 use super::keys::Tenant;
 use super::status::ApiError;
+use super::trace;
 use crate::metrics::Metrics;
 use crate::request::{SequenceTimings, SubmitError};
 
@@ -36,6 +39,8 @@ pub(super) struct Account {
     tenant: Tenant,
     method: Method,
     path: String,
+    /// The client's, if it has one.
+    trace: Option<TraceId>,
     model: Arc<str>,
     metrics: Arc<Metrics>,
     began: Instant,
@@ -88,13 +93,32 @@ impl Account {
         request: &Request,
     ) -> Arc<Self> {
         let peer = request.extensions().get::<Peer>();
-        let span = tracing::info_span!("request", %request_id, tenant = tenant.label());
+        // A path may hold what is not ASCII.
+        let path: String = request.uri().path().chars().take(MAX_PATH_CHARS).collect();
+        let span = tracing::info_span!(
+            "request",
+            %request_id,
+            tenant = tenant.label(),
+            otel.name = format!("{} {path}", request.method()),
+            otel.kind = "server",
+            status = Empty,
+            prompt_tokens = Empty,
+            completion_tokens = Empty,
+            finish = Empty,
+            queue_ms = Empty,
+            first_token_ms = Empty,
+        );
+        let parent = trace::parent(request.headers());
+        let trace = parent.as_ref().map(SpanContext::trace_id);
+        if let Some(parent) = parent {
+            trace::join(&span, parent);
+        }
         Arc::new(Self {
             request_id,
             tenant,
             method: request.method().clone(),
-            // A path may hold what is not ASCII.
-            path: request.uri().path().chars().take(MAX_PATH_CHARS).collect(),
+            path,
+            trace,
             model: Arc::clone(&gate.model),
             metrics: Arc::clone(&gate.metrics),
             began: Instant::now(),
@@ -218,12 +242,20 @@ impl Drop for Account {
         let ms = |time: Option<Duration>| time.map(|time| time.as_millis() as u64);
         let sequences: Vec<String> = totals.sequences.iter().map(u64::to_string).collect();
         let sequences = sequences.join(",");
+        let span = &self.span;
+        span.record("status", status);
+        span.record("prompt_tokens", count(totals.prompt_tokens));
+        span.record("completion_tokens", count(totals.completion_tokens));
+        span.record("finish", totals.finish);
+        span.record("queue_ms", ms(totals.queue));
+        span.record("first_token_ms", ms(totals.first_token));
         macro_rules! line {
             ($level:expr) => {
                 tracing::event!(
                     parent: None,
                     $level,
                     request_id = %self.request_id,
+                    trace_id = self.trace.map(tracing::field::display),
                     tenant = self.tenant.label(),
                     client = self.client.map(tracing::field::display),
                     method = %self.method,

@@ -39,6 +39,8 @@ pub(super) struct Client {
     pub prompt_tokens: usize,
     pub prompt_logprobs: Vec<PromptLogprob>,
     pub strikes: u32,
+    /// Of its request, for the log.
+    pub request_id: Arc<str>,
 }
 
 impl Client {

@@ -65,6 +65,7 @@ impl StepLoop {
                 prompt_tokens,
                 prompt_logprobs: Vec::new(),
                 strikes: 0,
+                request_id: origin.request_id,
             },
         );
         let cancelled = self.cancelled.0.clone();
@@ -149,6 +150,8 @@ impl StepLoop {
                 continue;
             };
             client.strikes += blame.strikes();
+            let (request_id, strikes) = (&*client.request_id, client.strikes);
+            tracing::warn!(sequence = id, request_id, strikes, "its step was lost");
             if client.strikes < STRIKES_ALLOWED {
                 continue;
             }
