@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 use tracing::Instrument;
 
 use super::account::Account;
+use super::http;
 use super::keys::{ApiKeys, Tenant};
 use super::status::ApiError;
 use crate::metrics::Metrics;
@@ -83,7 +84,10 @@ pub(super) async fn enter(
                 next.run(request).await
             }
             Some(error) if is_grpc(request.headers()) => Status::from(error).into_http(),
-            Some(error) => error.into_response(),
+            Some(error) => {
+                http::discard(request).await;
+                error.into_response()
+            }
         }
     };
     let mut response = answer.instrument(account.span().clone()).await;

@@ -32,6 +32,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tonic::Status;
 
+pub(super) use body::discard;
 pub use error::HttpError;
 
 use super::access::is_grpc;

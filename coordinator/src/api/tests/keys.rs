@@ -4,6 +4,8 @@ use hyper::Method;
 use hyper::header::{AUTHORIZATION, HOST};
 use secondwind_proto::v1;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
@@ -135,6 +137,19 @@ async fn probes_need_no_key_and_metrics_an_admins() {
             reply.body
         );
     }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_all_before_it_listens_hears_why() {
+    let served = guarded().await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let body = "x".repeat(3 << 20);
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\n";
+    let all = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(all.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 401 "), "{reply}");
 }
 
 #[tokio::test]
