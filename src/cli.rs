@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     bench, chat,
     config::{self, Config, Layer, Origin, Request, Section},
-    coordinator, demo, doctor, generate, kernels, logging, plan, profile, worker,
+    coordinator, demo, doctor, generate, kernels, key, logging, plan, profile, worker,
 };
 
 /// Serves Qwen GPTQ models across a rack of old NVIDIA cards.
@@ -61,6 +61,8 @@ enum Command {
     Bench(bench::Flags),
     /// Show where a model's step spends its time, and memory planned against measured
     Profile(profile::Flags),
+    /// Make keys for a coordinator's clients
+    Key(key::Flags),
     /// Compile the CUDA kernels, and see what they take
     Kernels(kernels::Flags),
 }
@@ -79,6 +81,7 @@ impl Cli {
             Command::Doctor(flags) => doctor::run(flags, common),
             Command::Bench(flags) => bench::run(flags, common),
             Command::Profile(flags) => profile::run(flags, common),
+            Command::Key(flags) => key::run(flags, common),
             Command::Kernels(flags) => kernels::run(flags, common),
         }
     }

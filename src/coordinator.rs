@@ -5,7 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result};
 use clap::Args;
 use secondwind_coordinator::{
-    Collective, Coordinator, CoordinatorConfig, HttpSettings, Reasoning, Settings,
+    ClientSettings, Collective, ConnectionLimits, Coordinator, CoordinatorConfig, HttpSettings,
+    Reasoning, Settings,
 };
 use secondwind_model::plan::{KvDType, LmHead, Precision};
 use tokio::net::TcpListener;
@@ -16,7 +17,7 @@ use crate::{
         Config, Section,
         flags::{CoordinatorKeys, KeyFlags},
     },
-    logging, output,
+    logging, open_files, output,
     signals::Stop,
 };
 
@@ -30,7 +31,7 @@ pub struct Flags {
 /// Runs the command.
 pub async fn run(flags: Flags, common: Common) -> Result<()> {
     let config = common.load_daemon(&[Section::Coordinator], flags.section.layer)?;
-    logging::start(&config)?;
+    let traces = logging::start_with_traces(&config)?;
     let stop = Stop::on_signal()?;
     let coordinator = Coordinator::prepare(meant(&config)?)?;
     let client = bind(&config, "coordinator.listen").await?;
@@ -40,8 +41,11 @@ pub async fn run(flags: Flags, common: Common) -> Result<()> {
         "listening client={client_address} cluster={cluster_address}"
     ))?;
     let serving = coordinator.run(client, cluster, stop.asked());
-    stop.within(grace(&config, "coordinator.stop_timeout"), serving)
-        .await??;
+    let served = stop
+        .within(grace(&config, "coordinator.stop_timeout"), serving)
+        .await;
+    traces.end().await;
+    served??;
     Ok(())
 }
 
@@ -97,6 +101,16 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
         },
         http: HttpSettings {
             strict: config.boolean("coordinator.strict"),
+        },
+        clients: ClientSettings {
+            keys: config.api_keys().to_vec(),
+            connections: ConnectionLimits {
+                max_connections: open_files::room_for(integer("coordinator.max_connections")?),
+                idle: config
+                    .duration("coordinator.idle_timeout")
+                    .context("coordinator.idle_timeout is not set")?,
+            },
+            log_prompts: config.boolean("coordinator.log_prompts"),
         },
         exit_without_plan: false,
     })

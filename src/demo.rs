@@ -61,7 +61,7 @@ pub async fn run(flags: Flags, common: Common) -> Result<()> {
         defaults,
         typed(workers, threads, listen, planning),
     )?;
-    logging::start(&config)?;
+    let traces = logging::start_with_traces(&config)?;
     let notes = if generation.json {
         Notes::Stderr
     } else {
@@ -91,6 +91,7 @@ pub async fn run(flags: Flags, common: Common) -> Result<()> {
     let stopped = cluster
         .stop(coordinator::grace(&config, "coordinator.stop_timeout"))
         .await;
+    traces.end().await;
     // The first failure is the cause of what follows it.
     shown.and(stopped)
 }

@@ -80,6 +80,7 @@ fn request(salt: usize) -> NewSequence {
         mask: None,
         tenant: 0,
         priority: 0,
+        cache_salt: None,
     }
 }
 

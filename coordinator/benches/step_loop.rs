@@ -10,7 +10,7 @@ use prost::Message;
 use secondwind_coordinator::{
     cluster::{Group, RankEvent, State, StepTime, WorkerLink},
     metrics::Metrics,
-    request::{Engine, NewSequence, SequenceEvent},
+    request::{Engine, NewSequence, Origin, SequenceEvent},
     step_loop::{LoopSettings, StepLoop},
 };
 use secondwind_model::{
@@ -128,6 +128,7 @@ async fn measure(sequences: usize, world: usize) -> Duration {
         prompt_logprobs: false,
         grammar: None,
         deadline: None,
+        origin: Origin::default(),
     };
     let start = Instant::now();
     let mut streams = Vec::new();

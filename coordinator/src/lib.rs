@@ -23,6 +23,10 @@ pub mod scheduler;
 pub mod step_loop;
 pub mod text;
 
-pub use api::{HttpSettings, Reasoning};
+pub use api::{
+    ApiKey, ConnectionLimits, HttpSettings, KeyHash, Reasoning, Role, draw_key, is_key_name,
+};
 pub use cluster::Collective;
-pub use run::{Coordinator, CoordinatorConfig, CoordinatorError, Settings, plan_settings};
+pub use run::{
+    ClientSettings, Coordinator, CoordinatorConfig, CoordinatorError, Settings, plan_settings,
+};

@@ -44,6 +44,9 @@ type RankLabel = [(&'static str, usize); 1];
 /// A rank's, and a part's of its time.
 type RankPart = (RankLabel, Label);
 
+/// The name of a tenant; see [`is_key_name`](crate::api::is_key_name), which leaves nothing to escape.
+type TenantLabel = [(&'static str, String); 1];
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
@@ -67,6 +70,9 @@ pub struct Metrics {
     inter_token: Histogram,
     success: Family<Label, Counter>,
     failure: Family<Label, Counter>,
+    tenant_requests: Family<TenantLabel, Counter>,
+    tenant_prompt_tokens: Family<TenantLabel, Counter>,
+    tenant_generation_tokens: Family<TenantLabel, Counter>,
     request: Histogram,
     queue: Histogram,
     prefill: Histogram,
@@ -197,7 +203,19 @@ impl Metrics {
             "Steps in which the other ranks waited for this one",
             straggler_steps.clone(),
         );
+        let mut of_tenant = |name: &str, help: &str| {
+            let family = Family::default();
+            registry.register(name, help, family.clone());
+            family
+        };
+        let tenant_requests = of_tenant("tenant_requests", "Requests of an API key, all of them");
+        let tenant_prompt_tokens = of_tenant("tenant_prompt_tokens", "Prompts of an API key");
+        let tenant_generation_tokens =
+            of_tenant("tenant_generation_tokens", "Answers to an API key");
         Arc::new(Self {
+            tenant_requests,
+            tenant_prompt_tokens,
+            tenant_generation_tokens,
             running,
             waiting,
             kv_usage,
@@ -337,12 +355,8 @@ impl Metrics {
 
     /// An answer came to its end.
     pub(crate) fn finished(&self, reason: FinishReason, took: Duration, timings: &SequenceTimings) {
-        let reason = match reason {
-            FinishReason::Stop | FinishReason::Complete => "stop",
-            FinishReason::Length => "length",
-        };
         self.success
-            .get_or_create(&[("finished_reason", reason)])
+            .get_or_create(&[("finished_reason", reason.name())])
             .inc();
         for (histogram, duration) in [
             (&self.request, took),
@@ -356,19 +370,20 @@ impl Metrics {
 
     /// A request got no answer, or none that ends; without an error its client went away.
     pub(crate) fn failed(&self, error: Option<&SubmitError>) {
-        let reason = match error {
-            None => "abort",
-            Some(SubmitError::DeadlineExceeded) => "deadline",
-            Some(SubmitError::WorkerLost { .. } | SubmitError::Internal { .. }) => "error",
-            Some(
-                SubmitError::NoGroup { .. }
-                | SubmitError::QueueFull { .. }
-                | SubmitError::KvCacheTooSmall { .. }
-                | SubmitError::Grammar { .. }
-                | SubmitError::Draining,
-            ) => "refused",
-        };
+        let reason = error.map_or("abort", SubmitError::reason);
         self.failure.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// A request of this tenant is over. There are as many tenants as the configuration has keys.
+    pub(crate) fn served(&self, tenant: &str, prompt_tokens: u64, completion_tokens: u64) {
+        let label = [("tenant", tenant.to_owned())];
+        for (family, count) in [
+            (&self.tenant_requests, 1),
+            (&self.tenant_prompt_tokens, prompt_tokens),
+            (&self.tenant_generation_tokens, completion_tokens),
+        ] {
+            family.get_or_create(&label).inc_by(count);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use secondwind_model::step::{PromptLogprob, Sampling, TokenLogprobs};
+use secondwind_model::step::{PromptLogprob, Sampling, SequenceId, TokenLogprobs};
 use secondwind_proto::v1;
 use tokio::sync::mpsc;
 
@@ -29,14 +29,35 @@ pub struct NewSequence {
     pub grammar: Option<Grammar>,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
+    /// Whose it is.
+    pub origin: Origin,
 }
+
+/// Where a sequence comes from: what it is called, whom it waits with, and whose KV it may share.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Of its request, for the log.
+    pub request_id: Arc<str>,
+    /// The number of its API key; 0 without one. Tenants share the group's time evenly, and no prefix.
+    pub tenant: u32,
+    /// Among those of its tenant the higher one is let in first; 0 when nobody said.
+    pub priority: i8,
+    /// Prefixes are shared only with sequences of the same.
+    pub cache_salt: Option<CacheSalt>,
+}
+
+/// SHA-256 of what a client gave to keep its prefixes apart.
+pub type CacheSalt = [u32; 8];
 
 /// What happens to a sequence, in this order: `Queued` once; `Started` once; `PromptLogprobs` once, when asked for; one
 /// `Token` for each token, the stop token included; then `Finished`. `Failed` may end it at any point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
     /// It was taken, and will run. Before that `Failed` may say that it was refused.
-    Queued,
+    Queued {
+        /// What step loop and workers call it.
+        sequence: SequenceId,
+    },
     /// Its first step was sent.
     Started {
         /// Leading tokens of the prompt whose KV was cached, and which are not computed.
@@ -66,6 +87,16 @@ pub enum FinishReason {
     Length,
     /// Nothing can follow under its grammar.
     Complete,
+}
+
+impl FinishReason {
+    /// For metrics and the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop | Self::Complete => "stop",
+            Self::Length => "length",
+        }
+    }
 }
 
 /// Where a sequence's time went.
@@ -140,6 +171,21 @@ pub enum SubmitError {
         /// What happened, for the log.
         detail: String,
     },
+}
+
+impl SubmitError {
+    /// What kind of failure it is, for metrics and the log.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::DeadlineExceeded => "deadline",
+            Self::WorkerLost { .. } | Self::Internal { .. } => "error",
+            Self::NoGroup { .. }
+            | Self::QueueFull { .. }
+            | Self::KvCacheTooSmall { .. }
+            | Self::Grammar { .. }
+            | Self::Draining => "refused",
+        }
+    }
 }
 
 /// The step loop, as the API sees it.

@@ -17,8 +17,8 @@ use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     api::{
-        self, Connections, Frontend, HttpSettings, Reasoning, SamplingDefaults, ServedModel,
-        ServingHandle,
+        self, ApiKey, ApiKeys, ConnectionLimits, Connections, Frontend, HttpSettings, Reasoning,
+        SamplingDefaults, ServedModel, ServingHandle,
     },
     cluster::{ClusterService, Collective, Identity, Membership, MembershipSettings, State},
     metrics::Metrics,
@@ -70,8 +70,21 @@ pub struct CoordinatorConfig {
     pub reasoning: Reasoning,
     /// How the HTTP API behaves.
     pub http: HttpSettings,
+    /// Who may ask, and how many at a time.
+    pub clients: ClientSettings,
     /// End when the workers that came cannot serve the model, instead of waiting for others.
     pub exit_without_plan: bool,
+}
+
+/// What holds for clients of either API.
+#[derive(Clone, Debug, Default)]
+pub struct ClientSettings {
+    /// Without any, whoever reaches the listener is served.
+    pub keys: Vec<ApiKey>,
+    /// Of the listener.
+    pub connections: ConnectionLimits,
+    /// The log has what clients ask, word for word.
+    pub log_prompts: bool,
 }
 
 /// The operator's part of a plan's settings.
@@ -223,8 +236,18 @@ impl Coordinator {
             Metrics::new(&served.name),
         );
         let (serving, health) = api::health().await;
-        let frontend = Arc::new(Frontend::new(engine, Arc::new(served), config.reasoning));
-        let client_router = api::router(frontend, health, config.http)
+        let ClientSettings {
+            keys,
+            connections,
+            log_prompts,
+        } = config.clients;
+        if log_prompts {
+            tracing::warn!("log_prompts is on: what clients ask stands in this log, word for word");
+        }
+        let frontend =
+            Frontend::new(engine, Arc::new(served), config.reasoning).log_prompts(log_prompts);
+        let keys = ApiKeys::new(&keys);
+        let client_router = api::router(Arc::new(frontend), health, config.http, keys)
             .map_err(|error| CoordinatorError::Internal(error.to_string()))?;
         let cluster_router = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
@@ -262,8 +285,10 @@ impl Coordinator {
             }
         });
         parts.spawn({
-            let serve = client_router
-                .serve_with_incoming_shutdown(Connections::from(clients), until(stopped.clone()));
+            let serve = client_router.serve_with_incoming_shutdown(
+                Connections::new(clients, connections),
+                until(stopped.clone()),
+            );
             async move {
                 serve.await.map_err(|source| CoordinatorError::Serve {
                     listener: "client",

@@ -358,7 +358,7 @@ impl Scheduler {
     fn wait_again(&mut self, id: SequenceId) {
         let sequence = &mut self.sequences[id];
         sequence.restart(&mut self.kv);
-        let (tenant, priority) = (sequence.tenant, sequence.priority);
+        let (tenant, priority) = (sequence.realm.tenant, sequence.priority);
         let waiting = self.policy.return_to_wait(id, tenant, priority);
         self.waiting.push_front(waiting);
         self.waiting_tokens += sequence.tokens.len();

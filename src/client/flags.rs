@@ -204,6 +204,8 @@ impl SamplingFlags {
             n: None,
             best_of: None,
             shape: self.shape.shape(),
+            priority: None,
+            cache_salt: None,
         }
     }
 }

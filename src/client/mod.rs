@@ -18,12 +18,13 @@ use secondwind_proto::v1::{
     inference_client::InferenceClient,
 };
 use tonic::{
-    Streaming,
+    Request, Streaming,
+    metadata::AsciiMetadataValue,
     transport::{Channel, Endpoint},
 };
 
 use self::error::{RequestError, Unreachable};
-use crate::exit::UsageError;
+use crate::{config::KEY_VARIABLE, exit::UsageError};
 
 /// Where a coordinator listens when nobody says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7700";
@@ -34,6 +35,8 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Client {
     inference: InferenceClient<Channel>,
+    /// `Bearer KEY`, of [`KEY_VARIABLE`].
+    authorization: Option<AsciiMetadataValue>,
 }
 
 impl Client {
@@ -41,12 +44,33 @@ impl Client {
     pub async fn connect(endpoint: &str) -> Result<Self> {
         let channel = channel(endpoint).await?;
         let inference = InferenceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { inference })
+        let key = std::env::var(KEY_VARIABLE).ok().filter(|it| !it.is_empty());
+        let authorization = key.map(|key| format!("Bearer {key}").parse()).transpose();
+        let authorization = authorization.map_err(|_| {
+            UsageError::one(format!("{KEY_VARIABLE} holds what no API key has in it"))
+        })?;
+        Ok(Self {
+            inference,
+            authorization,
+        })
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(value) = &self.authorization {
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
+        }
+        request
     }
 
     /// The model and the group that serve.
     pub async fn model(&mut self) -> Result<GetModelResponse> {
-        let answer = self.inference.get_model(GetModelRequest {}).await;
+        let answer = self
+            .inference
+            .get_model(self.request(GetModelRequest {}))
+            .await;
         Ok(answer.map_err(RequestError::from)?.into_inner())
     }
 
@@ -55,7 +79,7 @@ impl Client {
         &mut self,
         request: GenerateRequest,
     ) -> Result<Streaming<GenerateResponse>> {
-        let answer = self.inference.generate(request).await;
+        let answer = self.inference.generate(self.request(request)).await;
         Ok(answer.map_err(RequestError::from)?.into_inner())
     }
 }

@@ -111,7 +111,9 @@ fn unknown_section(name: &str, item: &Value) -> String {
         return match nearest(name, known) {
             Some(near) => format!("unknown table `[{name}]`; did you mean `[{near}]`?"),
             None => {
-                format!("unknown table `[{name}]`; there are [coordinator], [worker] and [log]")
+                format!(
+                    "unknown table `[{name}]`; there are [coordinator], [worker], [log] and [[api_key]]"
+                )
             }
         };
     }

@@ -16,7 +16,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Problem, nearest, schema};
+use super::{Problem, api_keys, nearest, schema};
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +61,8 @@ pub struct Layer {
     values: Dict,
     /// By section and key; the key is empty for the section itself.
     origins: BTreeMap<(String, String), Origin>,
+    /// `[[api_key]]` tables, which are no values of keys: files alone have them.
+    pub api_keys: Vec<api_keys::Entry>,
 }
 
 impl Layer {
@@ -70,6 +72,7 @@ impl Layer {
             name,
             values: Dict::new(),
             origins: BTreeMap::new(),
+            api_keys: Vec::new(),
         }
     }
 
@@ -81,6 +84,11 @@ impl Layer {
     /// Sets `section.key` to `text`.
     pub fn set(&mut self, section: &str, key: &str, text: impl Into<String>, origin: Origin) {
         self.insert(section, key, Value::from(text.into()), origin);
+    }
+
+    /// True without a single section.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
     }
 
     /// The text that [`Self::set`] gave `section.key`.
@@ -137,13 +145,17 @@ pub fn file(path: &Path, text: &str) -> (Layer, Vec<Problem>) {
     };
     let origin = |span: std::ops::Range<usize>| Origin::File(path.to_owned(), line_of(span.start));
     let (document, errors) = DeTable::parse_recoverable(text);
-    let problems = errors
+    let mut problems: Vec<Problem> = errors
         .iter()
         .map(|error| Problem::new(origin(error.span().unwrap_or(0..0)), error.message()))
         .collect();
     let mut layer = Layer::new("file");
     for (name, item) in document.get_ref().iter() {
         let section: &str = name.get_ref();
+        if section == api_keys::TABLE {
+            layer.api_keys = api_keys::read(item, origin, &mut problems);
+            continue;
+        }
         layer
             .origins
             .insert((section.to_owned(), String::new()), origin(name.span()));
@@ -195,7 +207,7 @@ pub fn environment(
     let mut rust_log = None;
     for (name, value) in variables {
         let Some(name) = name.to_str() else { continue };
-        let ours = name.starts_with("SECONDWIND_") && name != super::FILE_VARIABLE;
+        let ours = name.starts_with("SECONDWIND_") && !super::OTHER_VARIABLES.contains(&name);
         if !ours && name != "RUST_LOG" {
             continue;
         }

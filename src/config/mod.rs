@@ -4,6 +4,7 @@
 //! [`schema`] says what there is, [`kinds`] what a value may be, [`layers`] where values come from,
 //! [`check`] walks the merged tree, [`flags`] makes clap arguments of a section.
 
+mod api_keys;
 mod check;
 pub mod flags;
 mod kinds;
@@ -20,6 +21,7 @@ use std::{
 };
 
 use anyhow::Result;
+use secondwind_coordinator::ApiKey;
 use secondwind_model::{
     checkpoint::{BUILTIN, Checkpoint},
     config::CONFIG_FILE,
@@ -34,6 +36,10 @@ use crate::exit::UsageError;
 
 /// Names the configuration file.
 pub const FILE_VARIABLE: &str = "SECONDWIND_CONFIG";
+/// What clients of a coordinator show it: an API key.
+pub const KEY_VARIABLE: &str = "SECONDWIND_API_KEY";
+/// Variables that set no key.
+const OTHER_VARIABLES: [&str; 2] = [FILE_VARIABLE, KEY_VARIABLE];
 /// Read by the daemons when it exists.
 const DEFAULT_FILE: &str = "/etc/secondwind/config.toml";
 
@@ -73,6 +79,7 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Config {
     values: check::Values,
+    api_keys: Vec<ApiKey>,
 }
 
 /// Reads, merges and checks; the error carries every mistake.
@@ -121,8 +128,14 @@ fn load_from(
     check::paths(&values, request.sections, &mut problems);
     check::relations(&values, request.sections, &mut problems);
     missing(&values, request.sections, &mut problems);
+    let mut entries: Vec<_> = layers.into_iter().flat_map(|it| it.api_keys).collect();
+    if request.sections.contains(&Section::Coordinator) {
+        entries.extend(keys_file(&values, &mut problems));
+    }
+    api_keys::distinct(&entries, &mut problems);
     if problems.is_empty() {
-        return Ok(Config { values });
+        let api_keys = entries.into_iter().map(|(key, _)| key).collect();
+        return Ok(Config { values, api_keys });
     }
     problems.sort_by_key(|problem| problem.origin.order());
     let lines = problems
@@ -132,6 +145,29 @@ fn load_from(
             _ => format!("{origin}: {message}"),
         });
     Err(UsageError::new(lines).into())
+}
+
+/// The tables of `coordinator.api_keys_file`.
+fn keys_file(values: &check::Values, problems: &mut Vec<Problem>) -> Vec<api_keys::Entry> {
+    let Some((Meant::Text(path), origin)) = values.get("coordinator.api_keys_file") else {
+        return Vec::new();
+    };
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let (layer, mistakes) = layers::file(Path::new(path), &text);
+            problems.extend(mistakes);
+            if !layer.is_empty() {
+                let message = format!("{path} holds more than `[[{}]]` tables", api_keys::TABLE);
+                problems.push(Problem::new(origin.clone(), message));
+            }
+            layer.api_keys
+        }
+        Err(error) => {
+            let message = format!("coordinator.api_keys_file: cannot read {path}: {error}");
+            problems.push(Problem::new(origin.clone(), message));
+            Vec::new()
+        }
+    }
 }
 
 /// Keys without which a section means nothing.
@@ -166,6 +202,11 @@ fn missing(values: &check::Values, sections: &[Section], problems: &mut Vec<Prob
 impl Config {
     fn get(&self, path: &str) -> Option<&Meant> {
         self.values.get(path).map(|(meant, _)| meant)
+    }
+
+    /// All `[[api_key]]` tables.
+    pub fn api_keys(&self) -> &[ApiKey] {
+        &self.api_keys
     }
 
     /// A key of kind text, model, device, choice, host and port or log level.

@@ -216,7 +216,7 @@ fn an_unreadable_file_is_a_mistake() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_panics(text in "\\PC{0,80}|(\\[?(coordinator|worker|log)\\]?|split|model|=|\\n|\\[|\\]|\"|[0-9.]){0,20}") {
+    fn no_text_panics(text in "\\PC{0,80}|(\\[?\\[?(coordinator|worker|log|api_key)\\]?\\]?|split|model|name|hash|role|=|\\n|\\[|\\]|\"|[0-9.]){0,20}") {
         let file = write(&text);
         let _ = load_from(request(Some(file.path()), &[]), []);
     }

@@ -12,12 +12,33 @@ use crate::{daemons::Guard, run, stdout};
 
 /// Status and body of a request. By HTTP/1.0, so that the body is all that comes until the end.
 fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
-    let (head, body) = raw(address, method, path, body);
+    http_with(address, method, path, "", body)
+}
+
+/// The same with further headers, each ended by a new line.
+pub fn http_with(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, String) {
+    let (head, body) = raw_with(address, method, path, headers, body);
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, body)
 }
 
 fn raw(address: &str, method: &str, path: &str, body: &str) -> (String, String) {
+    raw_with(address, method, path, "", body)
+}
+
+fn raw_with(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> (String, String) {
     let address = address.strip_prefix("http://").unwrap_or(address);
     let mut stream = TcpStream::connect(address).unwrap();
     stream
@@ -26,7 +47,7 @@ fn raw(address: &str, method: &str, path: &str, body: &str) -> (String, String) 
     write!(
         stream,
         "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
+         Content-Length: {}\r\n{headers}\r\n{body}",
         body.len()
     )
     .unwrap();

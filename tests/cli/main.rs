@@ -1,10 +1,13 @@
 //! The binary as its users meet it: exit codes and words.
 //!
-//! [`usage`] makes mistakes, [`daemons`] starts real processes, [`demo`] asks for answers, [`http`] over HTTP.
+//! [`usage`] makes mistakes, [`daemons`] starts real processes, [`demo`] asks for answers, [`http`] over HTTP, [`keys`]
+//! as somebody, [`traces`] collects spans.
 
 mod daemons;
 mod demo;
 mod http;
+mod keys;
+mod traces;
 mod usage;
 
 use std::process::{Command, Output, Stdio};

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use secondwind_coordinator::{
-    Collective, Coordinator, CoordinatorConfig, HttpSettings, Reasoning, Settings,
+    ClientSettings, Collective, Coordinator, CoordinatorConfig, HttpSettings, Reasoning, Settings,
 };
 use secondwind_kernels::cuda::{Arch, PackSource};
 use secondwind_model::plan::{KvDType, LmHead, Precision};
@@ -103,6 +103,7 @@ impl Cluster {
             collective: setup.collective,
             step_deadline: PATIENCE,
             reasoning: Reasoning::default(),
+            clients: ClientSettings::default(),
             http: HttpSettings::default(),
             exit_without_plan: false,
         };

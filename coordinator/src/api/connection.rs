@@ -1,16 +1,19 @@
-//! Connections of clients as they come in, each cut off when its other end says nothing at first, or stops
-//! reading later.
+//! Connections of clients as they come in, so many and no more, each cut off when its other end says nothing at
+//! first, asks nothing for long, or stops reading.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Sleep, sleep};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_stream::Stream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 /// How long bytes may wait for a client to take them.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,20 +29,92 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// away by asking again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a connection is told that finds no place. A client of HTTP/2 cannot read it, and sees a connection that
+/// breaks, which it may try again like any other.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: application/json\r\ncontent-length: 109\r\nretry-after: 5\r\nconnection: close\r\n\r\n\
+    {\"error\":{\"message\":\"too many connections\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
+
+/// How long such a one may take to hear it, and how many do so at a time; others are closed without a word.
+const REFUSAL: Duration = Duration::from_secs(1);
+const MAX_REFUSALS: usize = 64;
+
+/// Limits of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Connections at a time. Further ones are accepted, told, and closed.
+    pub max_connections: usize,
+    /// How long a connection may stay on which nothing is asked and nothing answered.
+    pub idle: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            idle: Duration::from_secs(600),
+        }
+    }
+}
+
 /// What a listener accepts.
 #[derive(Debug)]
 pub struct Connections {
     listener: TcpListener,
     pause: Option<Pin<Box<Sleep>>>,
+    limits: ConnectionLimits,
+    places: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    /// The last one found no place.
+    full: bool,
 }
 
-impl From<TcpListener> for Connections {
-    fn from(listener: TcpListener) -> Self {
+impl Connections {
+    /// Accepts within limits.
+    pub fn new(listener: TcpListener, limits: ConnectionLimits) -> Self {
         Self {
             listener,
             pause: None,
+            limits,
+            places: Arc::new(Semaphore::new(limits.max_connections)),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            full: false,
         }
     }
+
+    /// Gives the connection a place, or refuses it.
+    fn admit(&mut self, stream: TcpStream) -> Option<Connection> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok();
+        let was_full = std::mem::replace(&mut self.full, place.is_none());
+        let Some(place) = place else {
+            if !was_full {
+                let limit = self.limits.max_connections;
+                tracing::warn!(limit, "too many connections; further ones are refused");
+            }
+            if let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() {
+                tokio::spawn(async move {
+                    // Whoever does not listen is not told.
+                    let _ = timeout(REFUSAL, refuse(stream)).await;
+                    drop(turn);
+                });
+            }
+            return None;
+        };
+        // Tokens are small and should not wait for one another.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        let idle = self.limits.idle;
+        Some(Connection::new(stream, place, PATIENCE, GREETING, idle))
+    }
+}
+
+/// Reads to the end, for what is closed before everything is read may never be heard.
+async fn refuse(mut stream: TcpStream) -> Result<()> {
+    stream.write_all(FULL).await?;
+    stream.shutdown().await?;
+    while stream.read(&mut [0; 1024]).await? > 0 {}
+    Ok(())
 }
 
 impl Stream for Connections {
@@ -54,11 +129,9 @@ impl Stream for Connections {
             }
             match ready!(this.listener.poll_accept(cx)) {
                 Ok((stream, _)) => {
-                    // Tokens are small and should not wait for one another.
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "TCP_NODELAY");
+                    if let Some(connection) = this.admit(stream) {
+                        return Poll::Ready(Some(Ok(connection)));
                     }
-                    return Poll::Ready(Some(Ok(Connection::new(stream, PATIENCE, GREETING))));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a client's connection");
@@ -69,11 +142,57 @@ impl Stream for Connections {
     }
 }
 
-/// A client's connection. Reads fail if it does not begin, and a write that makes no way for too long.
+/// Whose connection a request came over, as its extensions have it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it comes from, if the system knows.
+    pub address: Option<SocketAddr>,
+    usage: Arc<Mutex<Usage>>,
+}
+
+/// What a connection is used for.
+#[derive(Debug)]
+struct Usage {
+    open_requests: usize,
+    /// When the last request ended.
+    since: Instant,
+}
+
+/// A request that its connection may not be closed under.
+#[derive(Debug)]
+pub(super) struct OpenRequest(Arc<Mutex<Usage>>);
+
+impl Peer {
+    /// Until it is dropped the connection is not idle.
+    pub(super) fn open_request(&self) -> OpenRequest {
+        lock(&self.usage).open_requests += 1;
+        OpenRequest(Arc::clone(&self.usage))
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        let mut usage = lock(&self.0);
+        usage.open_requests -= 1;
+        usage.since = Instant::now();
+    }
+}
+
+fn lock(usage: &Mutex<Usage>) -> MutexGuard<'_, Usage> {
+    // Nothing panics while it holds the lock.
+    usage.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A client's connection. Reads fail if it does not begin or is idle for too long, and a write that makes no way
+/// for too long.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
     greeting: Option<Greeting>,
+    idle: Idle,
+    peer: Peer,
+    /// Given back with the connection.
+    _place: OwnedSemaphorePermit,
     patience: Duration,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -96,9 +215,54 @@ impl Greeting {
     }
 }
 
+/// Looks now and then whether a connection is used.
+#[derive(Debug)]
+struct Idle {
+    limit: Duration,
+    look: Pin<Box<Sleep>>,
+}
+
+impl Idle {
+    /// Ready once nothing was asked for as long as the limit.
+    fn poll(&mut self, usage: &Mutex<Usage>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.look.as_mut().poll(cx));
+            let usage = lock(usage);
+            let now = Instant::now();
+            let since = match usage.open_requests {
+                0 => usage.since,
+                _ => now,
+            };
+            if now - since >= self.limit {
+                return Poll::Ready(());
+            }
+            self.look.as_mut().reset(since + self.limit);
+        }
+    }
+}
+
 impl Connection {
-    fn new(stream: TcpStream, patience: Duration, greeting: Duration) -> Self {
+    fn new(
+        stream: TcpStream,
+        place: OwnedSemaphorePermit,
+        patience: Duration,
+        greeting: Duration,
+        idle: Duration,
+    ) -> Self {
+        let usage = Usage {
+            open_requests: 0,
+            since: Instant::now(),
+        };
         Self {
+            peer: Peer {
+                address: stream.peer_addr().ok(),
+                usage: Arc::new(Mutex::new(usage)),
+            },
+            idle: Idle {
+                limit: idle,
+                look: Box::pin(sleep(idle)),
+            },
+            _place: place,
             stream,
             greeting: Some(Greeting {
                 bytes: 0,
@@ -134,6 +298,11 @@ impl AsyncRead for Connection {
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
         let Some(greeting) = &mut this.greeting else {
+            if read.is_pending() {
+                ready!(this.idle.poll(&this.peer.usage, cx));
+                let what = "the client asks nothing";
+                return Poll::Ready(Err(Error::new(ErrorKind::TimedOut, what)));
+            }
             return read;
         };
         if read.is_pending() {
@@ -181,84 +350,12 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::AsyncWriteExt;
-    use tokio_stream::StreamExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_client_that_takes_nothing_is_cut_off() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let mut connections = Connections::from(listener);
-        let mut connection = connections.next().await.unwrap().unwrap();
-        assert!(connection.stream.nodelay().unwrap());
-        connection.patience = Duration::from_millis(50);
-        // More than the buffers of both ends hold.
-        let error = connection.write_all(&vec![0; 64 << 20]).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TimedOut);
-        drop(client);
-    }
-
-    #[tokio::test]
-    async fn a_client_that_does_not_begin_is_cut_off() {
-        use tokio::io::AsyncReadExt;
-
-        for (said, begins) in [
-            ("", false),
-            ("PRI * HT", false),
-            ("POST", true),
-            ("PRI /", true),
-        ] {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let mut client = TcpStream::connect(listener.local_addr().unwrap())
-                .await
-                .unwrap();
-            let (stream, _) = listener.accept().await.unwrap();
-            let mut connection = Connection::new(stream, PATIENCE, Duration::from_millis(50));
-            client.write_all(said.as_bytes()).await.unwrap();
-            let mut heard = vec![0; said.len()];
-            connection.read_exact(&mut heard).await.unwrap();
-            let rest = tokio::time::timeout(Duration::from_millis(200), connection.read_u8());
-            match rest.await {
-                Ok(cut_off) => {
-                    assert_eq!(cut_off.unwrap_err().kind(), ErrorKind::TimedOut);
-                    assert!(!begins, "{said:?}");
-                }
-                Err(_) => assert!(begins, "{said:?}"),
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_client_that_reads_is_not() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let mut connections = Connections::from(listener);
-        let mut connection = connections.next().await.unwrap().unwrap();
-        connection.patience = Duration::from_secs(30);
-        let reader = tokio::spawn(async move {
-            let mut all = Vec::new();
-            tokio::io::AsyncReadExt::read_to_end(&mut client, &mut all)
-                .await
-                .unwrap();
-            all.len()
-        });
-        connection.write_all(&vec![0; 16 << 20]).await.unwrap();
-        drop(connection);
-        assert_eq!(reader.await.unwrap(), 16 << 20);
-    }
-}
+mod tests;

@@ -9,13 +9,14 @@ use secondwind_proto::v1;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
+use super::account::Account;
 use super::defaults::SamplingDefaults;
 use super::request::{AnswerKind, CheckedRequest};
 use super::response::Responses;
 use super::status::ApiError;
 use crate::metrics::Metrics;
 use crate::rack::Rack;
-use crate::request::{Engine, SubmitError};
+use crate::request::{Engine, NewSequence, SubmitError};
 use crate::text::Text;
 use crate::text::answer::AnswerSplitter;
 
@@ -77,6 +78,7 @@ pub struct Frontend<E> {
     reasoning: Reasoning,
     /// Requests that are being read, rendered and tokenized at the same time.
     checks: Arc<Semaphore>,
+    log_prompts: bool,
 }
 
 impl<E: Engine> Frontend<E> {
@@ -88,6 +90,16 @@ impl<E: Engine> Frontend<E> {
             model,
             reasoning,
             checks: Arc::new(Semaphore::new(2 * threads)),
+            log_prompts: false,
+        }
+    }
+
+    /// Whether the log has what clients ask, word for word.
+    #[must_use]
+    pub fn log_prompts(self, log_prompts: bool) -> Self {
+        Self {
+            log_prompts,
+            ..self
         }
     }
 
@@ -142,9 +154,25 @@ impl<E: Engine> Frontend<E> {
     }
 
     /// Hands a checked request to the step loop. Dropping the responses cancels it.
-    pub(super) fn submit(&self, mut checked: CheckedRequest) -> Result<Responses, ApiError> {
+    pub(super) fn submit(
+        &self,
+        mut checked: CheckedRequest,
+        account: &Arc<Account>,
+    ) -> Result<Responses, ApiError> {
         let metrics = self.engine.metrics();
-        let submitted = self.engine.submit(checked.sequence.clone());
+        let origin = &mut checked.sequence.origin;
+        origin.request_id = Arc::clone(account.request_id());
+        origin.tenant = account.tenant();
+        if self.log_prompts {
+            let tokenizer = self.model.text.tokenizer();
+            let prompt = tokenizer.decode(&checked.sequence.prompt, false);
+            tracing::info!(parent: None, request_id = %account.request_id(), prompt, "prompt");
+        }
+        let grammar = checked.sequence.grammar.take();
+        let submitted = self.engine.submit(NewSequence {
+            grammar,
+            ..checked.sequence.clone()
+        });
         let events = submitted.inspect_err(|error| metrics.failed(Some(error)))?;
         let prompt_token_ids = std::mem::take(&mut checked.sequence.prompt);
         let tokenizer = Arc::clone(self.model.text.tokenizer());
@@ -156,6 +184,7 @@ impl<E: Engine> Frontend<E> {
             tokenizer,
             splitter,
             Arc::clone(metrics),
+            Arc::clone(account),
         ))
     }
 

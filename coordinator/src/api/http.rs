@@ -1,11 +1,10 @@
 //! The OpenAI-compatible HTTP API: JSON to the request that gRPC takes, and its responses to JSON.
 //!
-//! A request passes [`access`] (id and log line), [`body`] (limits before parsing), [`fields`] (types),
+//! A request passes [`body`] (limits before parsing), [`fields`] (types),
 //! [`chat`] or [`completions`] (what is asked), [`ask`] (the check that gRPC has too), and is answered by
 //! [`whole`] or [`stream`] through [`render`]. [`extras`] has the fields that are refused or only hints.
 //! [`page`] is for people: a chat, and what [`rack`] tells.
 
-mod access;
 mod ask;
 mod body;
 mod chat;
@@ -32,17 +31,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method};
-use axum::middleware::{from_fn, map_request};
+use axum::middleware::map_request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tonic::Status;
 
-pub(super) use access::drawn;
+pub(super) use body::discard;
 pub use error::HttpError;
 pub(super) use one::{Completion, completion};
 
+use super::access::is_grpc;
 use super::frontend::Frontend;
 use super::server::MAX_HEADER_LIST_BYTES;
 use super::status::ApiError;
@@ -89,14 +88,10 @@ pub(super) fn router<E: Engine>(frontend: Arc<Frontend<E>>, settings: HttpSettin
         .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::new(server))
         .layer(map_request(limit_headers))
-        .layer(from_fn(access::log))
 }
 
 async fn no_such_path(method: Method, headers: HeaderMap, request: Request) -> Response {
-    let grpc = headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if grpc {
+    if is_grpc(&headers) {
         let path = request.uri().path();
         return Status::unimplemented(format!("there is no method {path}")).into_http();
     }

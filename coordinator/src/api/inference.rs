@@ -9,6 +9,7 @@ use secondwind_proto::v1::inference_server::Inference;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
+use super::account::Account;
 use super::frontend::Frontend;
 use super::pace::{PATIENCE, paced};
 use super::request::{check_generate, check_ids};
@@ -37,6 +38,7 @@ impl<E: Engine> Inference for InferenceService<E> {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let deadline = grpc_deadline(request.metadata(), Instant::now())?;
+        let account = Account::of(request.extensions())?;
         let request = request.into_inner();
         let checked = self
             .frontend
@@ -44,7 +46,7 @@ impl<E: Engine> Inference for InferenceService<E> {
                 Ok(check_generate(request, model, deadline)?)
             })
             .await?;
-        let responses = paced(self.frontend.submit(checked)?, PATIENCE);
+        let responses = paced(self.frontend.submit(checked, &account)?, PATIENCE);
         let responses =
             responses.map(|response| response.and_then(|inner| inner).map_err(Status::from));
         Ok(Response::new(Box::pin(responses)))

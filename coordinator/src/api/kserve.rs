@@ -22,6 +22,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use self::request::{Asked, VERSION, check_model};
+use super::account::Account;
 use super::choices::MAX_CHOICES;
 use super::frontend::Frontend;
 use super::pace::{PATIENCE, paced};
@@ -67,6 +68,7 @@ impl<E: Engine> KserveService<E> {
         self,
         mut requests: Streaming<ModelInferRequest>,
         deadline: Option<Instant>,
+        account: Arc<Account>,
         responses: Responses,
     ) {
         let mut answers = JoinSet::new();
@@ -76,7 +78,10 @@ impl<E: Engine> KserveService<E> {
                 request = requests.message(), if more && answers.len() < MAX_CHOICES => match request {
                     Ok(Some(request)) => {
                         let (server, responses) = (self.clone(), responses.clone());
-                        answers.spawn(async move { server.answer(request, deadline, &responses).await });
+                        let account = Arc::clone(&account);
+                        answers.spawn(async move {
+                            server.answer(request, deadline, &account, &responses).await;
+                        });
                     }
                     Ok(None) => more = false,
                     // The client is gone; so are the answers.
@@ -93,10 +98,12 @@ impl<E: Engine> KserveService<E> {
         &self,
         request: ModelInferRequest,
         deadline: Option<Instant>,
+        account: &Arc<Account>,
         responses: &Responses,
     ) {
         let head = Head::of(&request);
-        if let Err(error) = self.try_answer(request, deadline, &head, responses).await {
+        let answered = self.try_answer(request, deadline, account, &head, responses);
+        if let Err(error) = answered.await {
             let failed = ModelStreamInferResponse {
                 error_message: Status::from(error).message().to_owned(),
                 infer_response: Some(head.response()),
@@ -110,11 +117,12 @@ impl<E: Engine> KserveService<E> {
         &self,
         request: ModelInferRequest,
         deadline: Option<Instant>,
+        account: &Arc<Account>,
         head: &Head,
         responses: &Responses,
     ) -> Result<(), ApiError> {
         let Asked { completion, raw } = self.check(request, deadline).await?;
-        let mut said = self.frontend.submit(completion.checked)?;
+        let mut said = self.frontend.submit(completion.checked, account)?;
         let mut echo = completion.echo;
         let mut send = async |piece: v1::GenerateResponse| {
             let is_final = piece.finish.is_some();
@@ -272,6 +280,7 @@ impl<E: Engine> GrpcInferenceService for KserveService<E> {
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let deadline = grpc_deadline(request.metadata(), Instant::now())?;
+        let account = Account::of(request.extensions())?;
         let request = request.into_inner();
         let head = Head::of(&request);
         let Asked { completion, raw } = self.check(request, deadline).await?;
@@ -280,7 +289,7 @@ impl<E: Engine> GrpcInferenceService for KserveService<E> {
             return Err(ApiError::value("stream", detail).into());
         }
         let echo = completion.echo;
-        let said = whole(self.frontend.submit(completion.checked)?).await?;
+        let said = whole(self.frontend.submit(completion.checked, &account)?).await?;
         let text = echo.as_deref().unwrap_or_default().to_owned() + &said.text;
         Ok(Response::new(head.answer(text, raw, said.finish)))
     }
@@ -290,9 +299,10 @@ impl<E: Engine> GrpcInferenceService for KserveService<E> {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let deadline = grpc_deadline(request.metadata(), Instant::now())?;
+        let account = Account::of(request.extensions())?;
         let (sender, receiver) = mpsc::channel(1);
         let requests = request.into_inner();
-        tokio::spawn(self.clone().answer_all(requests, deadline, sender));
+        tokio::spawn(self.clone().answer_all(requests, deadline, account, sender));
         let responses = paced(ReceiverStream::new(receiver), PATIENCE);
         let responses =
             responses.map(|response| response.map_err(Status::from).and_then(|inner| inner));

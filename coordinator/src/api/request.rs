@@ -10,6 +10,7 @@ use secondwind_proto::v1::generate_request::Prompt;
 
 use super::defaults::{MAX_TEMPERATURE, is_min_p, is_temperature, is_top_p, is_typical_p};
 use super::frontend::ServedModel;
+use super::origin::origin;
 use super::prompt::prompt_ids;
 use super::rules::logit_rules;
 use super::shape;
@@ -235,6 +236,7 @@ pub fn check_generate(
 ) -> Result<CheckedRequest, RequestError> {
     // What is cheap to check comes first: a chat is not rendered for a request that is wrong anyway.
     one_answer(&request)?;
+    let origin = origin(&request)?;
     let mut sampling = sampling(&request, model)?;
     let (stops, mut stop_token_ids) = stops(&request.stop, model.text.tokenizer())?;
     within(
@@ -288,6 +290,7 @@ pub fn check_generate(
             prompt_logprobs: request.prompt_logprobs,
             grammar,
             deadline,
+            origin,
         },
         prompt_was_ids,
         stops,

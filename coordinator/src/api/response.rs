@@ -10,6 +10,7 @@ use secondwind_proto::v1;
 use tokio::time::Sleep;
 use tokio_stream::{Stream, StreamExt};
 
+use super::account::{Account, SequenceEnd};
 use super::request::CheckedRequest;
 use super::status::ApiError;
 use crate::metrics::Metrics;
@@ -44,6 +45,7 @@ pub(super) struct Responses {
     last_token: Option<u32>,
     clock: Clock,
     metrics: Arc<Metrics>,
+    account: Arc<Account>,
     /// Its end was counted.
     counted: bool,
     /// Sent after the response that was being filled.
@@ -58,6 +60,7 @@ impl Responses {
         tokenizer: Arc<Tokenizer>,
         splitter: AnswerSplitter,
         metrics: Arc<Metrics>,
+        account: Arc<Account>,
     ) -> Self {
         let sequence = &request.sequence;
         let prompt_tokens = u32::try_from(prompt_token_ids.len()).unwrap_or(u32::MAX);
@@ -89,6 +92,7 @@ impl Responses {
             last_token: None,
             clock: Clock::new(),
             metrics,
+            account,
             counted: false,
             error: None,
         }
@@ -130,13 +134,25 @@ impl Responses {
     fn count_failure(&mut self, error: Option<&SubmitError>) {
         if !std::mem::replace(&mut self.counted, true) {
             self.metrics.failed(error);
+            let reason = error.map_or("abort", SubmitError::reason);
+            self.account.ended(&self.end(reason, None));
+        }
+    }
+
+    fn end(&self, finish: &'static str, timings: Option<SequenceTimings>) -> SequenceEnd {
+        SequenceEnd {
+            prompt_tokens: self.prompt_tokens,
+            cached_prompt_tokens: self.cached_prompt_tokens,
+            completion_tokens: self.completion_tokens,
+            finish,
+            timings,
         }
     }
 
     /// Takes one event into `response`.
     fn take(&mut self, event: SequenceEvent, response: &mut v1::GenerateResponse) {
         match event {
-            SequenceEvent::Queued => {}
+            SequenceEvent::Queued { sequence } => self.account.queued(sequence),
             SequenceEvent::Started {
                 cached_prompt_tokens,
             } => {
@@ -184,6 +200,7 @@ impl Responses {
             response.logprobs.push(self.wire_logprob(logprob, &token));
         }
         self.clock.token();
+        self.account.first_token();
         self.completion_tokens += 1;
         self.last_token = Some(token.token);
         response.token_ids.push(token.token);
@@ -228,6 +245,7 @@ impl Responses {
         if !std::mem::replace(&mut self.counted, true) {
             let took = self.clock.submitted.elapsed();
             self.metrics.finished(reason, took, &timings);
+            self.account.ended(&self.end(reason.name(), Some(timings)));
         }
         let reason = match reason {
             FinishReason::Stop | FinishReason::Complete => v1::FinishReason::Stop,

@@ -1,8 +1,10 @@
-//! The server that clients reach, gRPC and HTTP on one port: its limits, health and reflection.
+//! The server that clients reach, gRPC and HTTP on one port: its limits, health and
+//! reflection.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::from_fn_with_state;
 use secondwind_proto::FILE_DESCRIPTOR_SET;
 use secondwind_proto::kserve::grpc_inference_service_server::GrpcInferenceServiceServer;
 use secondwind_proto::v1::inference_server::InferenceServer;
@@ -15,9 +17,11 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
+use super::access::{self, Gate};
 use super::frontend::Frontend;
 use super::http::{self, HttpSettings};
 use super::inference::InferenceService;
+use super::keys::ApiKeys;
 use super::kserve::KserveService;
 use super::vllm::VllmService;
 use crate::request::Engine;
@@ -83,6 +87,7 @@ pub fn router<E: Engine>(
     frontend: Arc<Frontend<E>>,
     health: HealthServer<HealthService>,
     settings: HttpSettings,
+    keys: ApiKeys,
 ) -> Result<Router, tonic_reflection::server::Error> {
     let reflection = || {
         let builder = tonic_reflection::server::Builder::configure()
@@ -106,6 +111,11 @@ pub fn router<E: Engine>(
     let kserve = GrpcInferenceServiceServer::new(kserve)
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(MAX_RESPONSE_BYTES);
+    let gate = Gate {
+        keys,
+        metrics: Arc::clone(frontend.metrics()),
+        model: frontend.model().name.as_str().into(),
+    };
     // What no gRPC service takes by its path is HTTP's, mistakes included.
     let routes = Routes::from(http::router(frontend, settings))
         .add_service(health)
@@ -115,6 +125,10 @@ pub fn router<E: Engine>(
         .add_service(vllm_inference)
         .add_service(vllm_control)
         .add_service(kserve);
+    // All of them lie behind one door, which knows nothing of routes.
+    let behind = axum::Router::new()
+        .fallback_service(routes.prepare().into_axum_router())
+        .layer(from_fn_with_state(Arc::new(gate), access::enter));
     Ok(Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
@@ -123,5 +137,5 @@ pub fn router<E: Engine>(
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESET_STREAMS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_routes(routes.prepare()))
+        .add_routes(Routes::from(behind)))
 }

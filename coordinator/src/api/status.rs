@@ -7,6 +7,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 use super::http::HttpError;
+use super::keys::KeyError;
 use super::request::RequestError;
 use crate::request::SubmitError;
 use crate::text::template::TemplateError;
@@ -47,6 +48,9 @@ pub enum ApiError {
     /// The HTTP request is no request for us.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// Nobody's request, or not one for this key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The client took nothing of its answer for too long.
     #[error("the answer was not read for too long")]
     SlowReader,
@@ -136,6 +140,8 @@ impl ApiError {
                 Code::InvalidArgument
             }
             Self::ModelNotFound { .. } => Code::NotFound,
+            Self::Key(KeyError::Missing | KeyError::Unknown) => Code::Unauthenticated,
+            Self::Key(KeyError::Role { .. }) => Code::PermissionDenied,
             Self::SlowReader => Code::Aborted,
         }
     }

@@ -4,6 +4,7 @@ mod bad_requests;
 mod failures;
 mod generate;
 mod http;
+mod keys;
 mod kserve;
 mod requests;
 mod service;
@@ -24,8 +25,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{
-    Connections, Frontend, HttpSettings, Reasoning, SamplingDefaults, ServedModel, ServingHandle,
-    health, router,
+    ApiKeys, ConnectionLimits, Connections, Frontend, HttpSettings, Reasoning, SamplingDefaults,
+    ServedModel, ServingHandle, health, router,
 };
 use crate::cluster::State;
 use crate::metrics::Metrics;
@@ -126,6 +127,19 @@ async fn serve_with(
     settings: HttpSettings,
     script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
 ) -> Served {
+    let (keys, limits) = Default::default();
+    serve_behind(model, reasoning, settings, keys, limits, script).await
+}
+
+/// As [`serve_with`], for those who have keys, and within limits.
+async fn serve_behind(
+    model: ServedModel,
+    reasoning: Reasoning,
+    settings: HttpSettings,
+    keys: ApiKeys,
+    limits: ConnectionLimits,
+    script: impl Fn(NewSequence, Sender) -> Result<(), SubmitError> + Send + Sync + 'static,
+) -> Served {
     let engine = Arc::new(ScriptedEngine {
         script: Box::new(script),
         submitted: Mutex::default(),
@@ -134,11 +148,10 @@ async fn serve_with(
     });
     let (serving, health) = health().await;
     let frontend = Frontend::new(Arc::clone(&engine), Arc::new(model), reasoning);
-    let frontend = Arc::new(frontend);
-    let router = router(frontend, health, settings).unwrap();
+    let router = router(Arc::new(frontend), health, settings, keys).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(router.serve_with_incoming(Connections::from(listener)));
+    tokio::spawn(router.serve_with_incoming(Connections::new(listener, limits)));
     let channel = Channel::from_shared(format!("http://{address}"))
         .unwrap()
         .connect()

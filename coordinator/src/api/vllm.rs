@@ -20,8 +20,9 @@ use tonic::{Request, Response, Status};
 
 use self::response::{Report, aborted, append};
 use self::running::{Run, Running, Sequences};
+use super::access::drawn;
+use super::account::Account;
 use super::frontend::Frontend;
-use super::http::drawn;
 use super::pace::{PATIENCE, paced};
 use super::status::{ApiError, grpc_deadline};
 use crate::request::{Engine, SubmitError};
@@ -48,8 +49,9 @@ impl<E: Engine> VllmService<E> {
         streams: bool,
     ) -> Result<Answer, ApiError> {
         let deadline = grpc_deadline(request.metadata(), Instant::now())?;
+        let account = Account::of(request.extensions())?;
         let request = request.into_inner();
-        let mut run = self.running.enter(&request.request_id)?;
+        let mut run = self.running.enter(account.tenant(), &request.request_id)?;
         let asked = self
             .frontend
             .blocking(deadline, move |model| {
@@ -60,7 +62,7 @@ impl<E: Engine> VllmService<E> {
         let mut sequences = Sequences::with_capacity(asked.choices.len());
         // If one is not taken, those before it are dropped, which cancels them.
         for (index, checked) in asked.choices.into_iter().enumerate() {
-            sequences.insert(index, self.frontend.submit(checked)?);
+            sequences.insert(index, self.frontend.submit(checked, &account)?);
         }
         run.answer(sequences);
         Ok(Answer {
@@ -210,8 +212,9 @@ impl<E: Engine> Control for VllmService<E> {
         &self,
         request: Request<vllm::AbortRequest>,
     ) -> Result<Response<vllm::AbortResponse>, Status> {
+        let tenant = Account::of(request.extensions())?.tenant();
         for id in request.into_inner().request_ids {
-            self.running.abort(&id);
+            self.running.abort(tenant, id);
         }
         Ok(Response::new(vllm::AbortResponse {}))
     }

@@ -272,7 +272,7 @@ impl Scheduler {
         if draft.for_prompts() == 0 {
             return false;
         }
-        let cached = self.kv.find(sequence.tenant, sequence.reusable_tokens());
+        let cached = self.kv.find(&sequence.realm, sequence.reusable_tokens());
         let own = sequence.next_positions().div_ceil(block_tokens) - cached.len();
         // A block that rests counts as available until it is shared.
         if taken + own + self.kv.resting_among(&cached) > self.kv.available() {

@@ -3,7 +3,7 @@
 //! A block enters the cache when the step that filled it is committed. It is found again by what it
 //! holds: the tokens of the block, and the cached block before it, which stands for all tokens before.
 //! Both are compared, not only hashed, so that no collision can serve the KV of another prefix.
-//! Tenants share nothing. The first block of a prefix is keyed by its tenant.
+//! Realms share nothing: the first block of a prefix is keyed by its tenant and the salt of its request.
 //!
 //! The cache owns its blocks beside the sequences that use them. A block *rests* while only the cache
 //! owns it; resting blocks are as good as free, and the one that came to rest first is evicted first.
@@ -14,11 +14,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::blocks::{BlockPool, PADDING_BLOCK};
+use crate::request::CacheSalt;
+
+/// Who shares prefixes: sequences of one tenant, and of those with a salt the ones with the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Realm {
+    pub tenant: u32,
+    pub salt: Option<CacheSalt>,
+}
 
 /// A cached block.
 #[derive(Clone, Debug)]
 struct Entry {
-    /// The block before it, or the padding block; the tenant; its tokens.
+    /// As [`write_key`] makes it.
     key: Arc<[u32]>,
     /// When it came to rest.
     rests_since: Option<u64>,
@@ -117,13 +125,11 @@ impl KvCache {
     }
 
     /// Cached blocks that hold the KV of `tokens` from their first on, as many as there are.
-    pub fn find(&self, tenant: u32, tokens: &[u32]) -> Vec<u32> {
+    pub fn find(&self, realm: &Realm, tokens: &[u32]) -> Vec<u32> {
         let mut found = Vec::new();
         let mut key = Vec::with_capacity(2 + self.block_tokens);
         for tokens in tokens.chunks_exact(self.block_tokens) {
-            key.clear();
-            key.extend([last_or_padding(&found), tenant]);
-            key.extend(tokens);
+            write_key(&mut key, last_or_padding(&found), realm, tokens);
             match self.index.get(key.as_slice()) {
                 Some(&block) => found.push(block),
                 None => break,
@@ -144,7 +150,7 @@ impl KvCache {
     /// Caches the last of a sequence's leading `blocks`, which is full of `tokens`. Nothing happens if
     /// another block is cached for the same prefix already, or if the block before it is such a copy and
     /// not cached itself.
-    pub fn register(&mut self, tenant: u32, tokens: &[u32], blocks: &[u32]) {
+    pub fn register(&mut self, realm: &Realm, tokens: &[u32], blocks: &[u32]) {
         let Some((&block, before)) = blocks.split_last() else {
             return;
         };
@@ -153,7 +159,9 @@ impl KvCache {
         {
             return;
         }
-        let key: Arc<[u32]> = [parent, tenant].iter().chain(tokens).copied().collect();
+        let mut key = Vec::new();
+        write_key(&mut key, parent, realm, tokens);
+        let key = Arc::<[u32]>::from(key);
         if self.index.contains_key(&key) || self.entries.contains_key(&block) {
             return;
         }
@@ -182,6 +190,16 @@ impl KvCache {
         let released = self.pool.release(block);
         debug_assert!(released.is_ok(), "{released:?}");
     }
+}
+
+/// What a block holds: the block before it, or the padding block and, as that stands for nothing yet, the salt;
+/// the tenant; the tokens. Keys with a salt are longer than all others.
+fn write_key(key: &mut Vec<u32>, parent: u32, realm: &Realm, tokens: &[u32]) {
+    key.clear();
+    key.extend([parent, realm.tenant]);
+    let salt = realm.salt.as_ref().filter(|_| parent == PADDING_BLOCK);
+    key.extend(salt.into_iter().flatten());
+    key.extend(tokens);
 }
 
 fn last_or_padding(blocks: &[u32]) -> u32 {
@@ -229,17 +247,23 @@ impl KvCache {
 mod tests {
     use super::*;
 
+    /// Of a tenant, without a salt.
+    fn of(tenant: u32) -> Realm {
+        let salt = None;
+        Realm { tenant, salt }
+    }
+
     fn cache() -> KvCache {
         KvCache::new(6, 2, true)
     }
 
     /// A sequence that computed `tokens` in blocks of its own.
-    fn compute(cache: &mut KvCache, tenant: u32, tokens: &[u32]) -> Vec<u32> {
+    fn compute(cache: &mut KvCache, realm: &Realm, tokens: &[u32]) -> Vec<u32> {
         let mut blocks = Vec::new();
         for tokens in tokens.chunks(2) {
             blocks.push(cache.allocate().unwrap());
             if tokens.len() == 2 {
-                cache.register(tenant, tokens, &blocks);
+                cache.register(realm, tokens, &blocks);
             }
         }
         blocks
@@ -254,19 +278,40 @@ mod tests {
     #[test]
     fn a_prefix_is_found_by_all_its_tokens_and_its_tenant() {
         let mut cache = cache();
-        let blocks = compute(&mut cache, 0, &[1, 2, 3, 4, 5]);
-        assert_eq!(cache.find(0, &[1, 2, 3, 4, 5, 6]), blocks[..2]);
-        assert_eq!(cache.find(0, &[1, 2, 3]), blocks[..1]);
-        assert_eq!(cache.find(0, &[1, 2, 3, 5]), blocks[..1]);
+        let blocks = compute(&mut cache, &of(0), &[1, 2, 3, 4, 5]);
+        assert_eq!(cache.find(&of(0), &[1, 2, 3, 4, 5, 6]), blocks[..2]);
+        assert_eq!(cache.find(&of(0), &[1, 2, 3]), blocks[..1]);
+        assert_eq!(cache.find(&of(0), &[1, 2, 3, 5]), blocks[..1]);
         // The second block's tokens after others, and the same tokens of another tenant.
-        assert!(cache.find(0, &[3, 4]).is_empty() && cache.find(0, &[9, 9, 3, 4]).is_empty());
-        assert!(cache.find(1, &[1, 2, 3, 4]).is_empty());
+        assert!(
+            cache.find(&of(0), &[3, 4]).is_empty() && cache.find(&of(0), &[9, 9, 3, 4]).is_empty()
+        );
+        assert!(cache.find(&of(1), &[1, 2, 3, 4]).is_empty());
+    }
+
+    #[test]
+    fn a_salt_shares_with_itself_alone() {
+        let salted = |salt| Realm {
+            salt: Some([salt; 8]),
+            ..of(1)
+        };
+        let mut cache = cache();
+        let blocks = compute(&mut cache, &salted(7), &[1, 2, 3, 4]);
+        assert_eq!(cache.find(&salted(7), &[1, 2, 3, 4]), blocks);
+        for other in [salted(8), of(1), of(0)] {
+            assert!(cache.find(&other, &[1, 2, 3, 4]).is_empty(), "{other:?}");
+        }
+        // A prompt that spells the salt out is another prompt.
+        let spelled = [[7; 8].as_slice(), &[1, 2]].concat();
+        assert!(cache.find(&of(1), &spelled).is_empty());
+        let own = compute(&mut cache, &of(1), &[1, 2]);
+        assert_ne!(own[0], blocks[0]);
     }
 
     #[test]
     fn resting_blocks_are_available_and_go_the_last_of_a_prefix_first() {
         let mut cache = cache();
-        let blocks = compute(&mut cache, 0, &[1, 2, 3, 4, 5]);
+        let blocks = compute(&mut cache, &of(0), &[1, 2, 3, 4, 5]);
         assert_eq!((cache.available(), cache.in_use()), (2, 3));
         release(&mut cache, blocks.clone());
         assert_eq!(
@@ -278,17 +323,17 @@ mod tests {
         }
         assert_eq!((cache.resting(), cache.evictions()), (2, 0));
         assert_eq!(cache.allocate(), Some(blocks[1]));
-        assert_eq!(cache.find(0, &[1, 2, 3, 4]), blocks[..1]);
+        assert_eq!(cache.find(&of(0), &[1, 2, 3, 4]), blocks[..1]);
         assert_eq!(cache.allocate(), Some(blocks[0]));
         assert_eq!((cache.allocate(), cache.evictions()), (None, 2));
-        assert!(cache.find(0, &[1, 2]).is_empty());
+        assert!(cache.find(&of(0), &[1, 2]).is_empty());
     }
 
     #[test]
     fn a_shared_block_is_not_evicted_and_the_one_used_last_stays_longest() {
         let mut cache = cache();
-        let old = compute(&mut cache, 0, &[1, 2, 3, 4]);
-        let new = compute(&mut cache, 0, &[5, 6]);
+        let old = compute(&mut cache, &of(0), &[1, 2, 3, 4]);
+        let new = compute(&mut cache, &of(0), &[5, 6]);
         release(&mut cache, old.clone());
         release(&mut cache, new.clone());
         cache.share(old[0]);
@@ -305,9 +350,9 @@ mod tests {
     #[test]
     fn a_copy_is_not_cached_and_neither_is_what_follows_it() {
         let mut cache = cache();
-        let first = compute(&mut cache, 0, &[1, 2]);
-        let copy = compute(&mut cache, 0, &[1, 2, 7, 8]);
-        assert_eq!(cache.find(0, &[1, 2, 7, 8]), first);
+        let first = compute(&mut cache, &of(0), &[1, 2]);
+        let copy = compute(&mut cache, &of(0), &[1, 2, 7, 8]);
+        assert_eq!(cache.find(&of(0), &[1, 2, 7, 8]), first);
         release(&mut cache, copy);
         assert_eq!((cache.in_use(), cache.resting()), (1, 0));
     }
@@ -315,8 +360,8 @@ mod tests {
     #[test]
     fn what_is_forgotten_is_free() {
         let mut cache = cache();
-        let blocks = compute(&mut cache, 0, &[1, 2, 3, 4]);
-        let kept = compute(&mut cache, 0, &[5, 6]);
+        let blocks = compute(&mut cache, &of(0), &[1, 2, 3, 4]);
+        let kept = compute(&mut cache, &of(0), &[5, 6]);
         release(&mut cache, blocks);
         cache.forget_prefixes();
         assert_eq!(
@@ -330,8 +375,8 @@ mod tests {
     #[test]
     fn a_cache_that_is_off_keeps_nothing() {
         let mut cache = KvCache::new(6, 2, false);
-        let blocks = compute(&mut cache, 0, &[1, 2, 3, 4]);
-        assert!(cache.find(0, &[1, 2, 3, 4]).is_empty());
+        let blocks = compute(&mut cache, &of(0), &[1, 2, 3, 4]);
+        assert!(cache.find(&of(0), &[1, 2, 3, 4]).is_empty());
         release(&mut cache, blocks);
         assert_eq!((cache.resting(), cache.available()), (0, 5));
     }

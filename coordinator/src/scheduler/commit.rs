@@ -228,7 +228,7 @@ impl Scheduler {
                 sequence.mask = Mask::Due;
             }
             self.totals.sampled_tokens += 1;
-            self.policy.charge(sequence.tenant, OUTPUT_WORK);
+            self.policy.charge(sequence.realm.tenant, OUTPUT_WORK);
             if sequence.stop_tokens.contains(&token.token) {
                 reason = Some(FinishReason::StopToken);
             } else if sequence.output_tokens() >= sequence.max_output {

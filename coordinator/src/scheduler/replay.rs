@@ -211,6 +211,7 @@ fn request(arrival: &Arrival, index: usize) -> NewSequence {
         mask: None,
         tenant: arrival.tenant,
         priority: arrival.priority,
+        cache_salt: None,
     }
 }
 

@@ -5,8 +5,9 @@ use std::ops::{Index, IndexMut, Range};
 
 use secondwind_model::step::{LogitRules, RowInput, Sampling, SequenceId, TokenSet};
 
-use super::cache::KvCache;
+use super::cache::{KvCache, Realm};
 use super::lookup::{Lookup, Speculation};
+use crate::request::CacheSalt;
 
 /// What a caller asks for. Everything is resolved: defaults are filled in, text is tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,8 @@ pub struct NewSequence {
     pub tenant: u32,
     /// Among those of its tenant the higher one is let in first; 0 when nobody said.
     pub priority: i8,
+    /// Prefixes are shared only with sequences of the same.
+    pub cache_salt: Option<CacheSalt>,
 }
 
 /// Where a sequence stands.
@@ -71,7 +74,7 @@ pub(super) struct Sequence {
     /// Of one whose tokens may be guessed.
     pub lookup: Option<Lookup>,
     pub prompt_logprobs: bool,
-    pub tenant: u32,
+    pub realm: Realm,
     pub priority: i8,
     pub phase: Phase,
     /// Positions whose KV a step, committed or in flight, has written.
@@ -114,7 +117,10 @@ impl Sequence {
             mask: new.mask.map_or(Mask::Free, Mask::Ready),
             lookup: guessable.then(Lookup::default),
             prompt_logprobs: new.prompt_logprobs,
-            tenant: new.tenant,
+            realm: Realm {
+                tenant: new.tenant,
+                salt: new.cache_salt,
+            },
             priority: new.priority,
             phase: Phase::Waiting,
             scheduled: 0,
@@ -291,7 +297,7 @@ impl Sequence {
         let full = self.computed.min(self.tokens.len()) / block_tokens;
         for index in self.registered_blocks..full {
             let tokens = &self.tokens[index * block_tokens..(index + 1) * block_tokens];
-            kv.register(self.tenant, tokens, &self.blocks[..=index]);
+            kv.register(&self.realm, tokens, &self.blocks[..=index]);
             self.registered_blocks = index + 1;
         }
     }

@@ -53,6 +53,8 @@ enum Action {
         logprobs: bool,
         tenant: u32,
         priority: i8,
+        /// 0 for none.
+        salt: u32,
         /// The text begins as all texts of this number do, for so many tokens.
         begins_as: (u64, usize),
         masked: bool,
@@ -123,6 +125,7 @@ impl Simulation {
             logprobs,
             tenant,
             priority,
+            salt,
             begins_as,
             masked,
         } = action
@@ -131,7 +134,7 @@ impl Simulation {
         };
         let id = self.scheduler.next_id;
         let length = prompt_tokens.max(self.settings.max_context_tokens);
-        let mut text = Text::new(id, tenant, begins_as, length);
+        let mut text = Text::new(id, 4 * tenant + salt, begins_as, length);
         text.masked = masked && max_tokens > 0 && prompt_tokens < length;
         text.ruled = id % 3 == 0;
         let submitted = self.scheduler.submit(NewSequence {
@@ -152,6 +155,7 @@ impl Simulation {
             },
             prompt_logprobs: logprobs,
             mask: text.masked.then(|| text.mask(prompt_tokens)).flatten(),
+            cache_salt: (salt > 0).then_some([salt; 8]),
         });
         let Ok(accepted) = submitted else { return };
         assert_eq!(accepted, id);
@@ -395,11 +399,11 @@ fn action() -> impl Strategy<Value = Action> {
         0..40_usize,
         any::<bool>(),
         prop::bool::weighted(0.3),
-        (0..2_u32, -1..=1_i8),
+        (0..2_u32, -1..=1_i8, 0..3_u32),
         ((0..3_u64, 0..40_usize), prop::bool::weighted(0.3)),
     );
     let submit = submit.prop_map(
-        |(prompt_tokens, max_tokens, stops, logprobs, (tenant, priority), rest)| {
+        |(prompt_tokens, max_tokens, stops, logprobs, (tenant, priority, salt), rest)| {
             let (begins_as, masked) = rest;
             Action::Submit {
                 prompt_tokens,
@@ -408,6 +412,7 @@ fn action() -> impl Strategy<Value = Action> {
                 logprobs,
                 tenant,
                 priority,
+                salt,
                 begins_as,
                 masked,
             }

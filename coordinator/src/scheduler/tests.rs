@@ -54,6 +54,7 @@ fn request(prompt_tokens: u32, max_tokens: usize) -> NewSequence {
         mask: None,
         tenant: 0,
         priority: 0,
+        cache_salt: None,
     }
 }
 

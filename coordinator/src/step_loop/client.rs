@@ -46,6 +46,8 @@ pub(super) struct Client {
     /// While no token of the sequence is being taken into it.
     pub grammar: Option<Grammar>,
     pub strikes: u32,
+    /// Of its request, for the log.
+    pub request_id: Arc<str>,
 }
 
 impl Client {

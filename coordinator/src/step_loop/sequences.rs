@@ -30,6 +30,7 @@ impl StepLoop {
         };
         let prompt_tokens = sequence.prompt.len();
         let wants_prompt_logprobs = sequence.prompt_logprobs;
+        let origin = sequence.origin;
         let accepted = scheduler.submit(scheduler::NewSequence {
             prompt: sequence.prompt,
             max_tokens: sequence.max_tokens,
@@ -40,8 +41,9 @@ impl StepLoop {
                 .grammar
                 .as_ref()
                 .map(|grammar| grammar.mask().clone()),
-            tenant: 0,
-            priority: 0,
+            tenant: origin.tenant,
+            priority: origin.priority,
+            cache_salt: origin.cache_salt,
         });
         let id = match accepted {
             Ok(id) => id,
@@ -52,7 +54,8 @@ impl StepLoop {
             }
         };
         // A client that is gone is cancelled by the task that watches it.
-        let _ = events.send(SequenceEvent::Queued);
+        let _ = events.send(SequenceEvent::Queued { sequence: id });
+        tracing::debug!(sequence = id, request_id = %origin.request_id, "queued");
         if wants_prompt_logprobs && prompt_tokens == 1 {
             let _ = events.send(SequenceEvent::PromptLogprobs(Vec::new()));
         }
@@ -68,6 +71,7 @@ impl StepLoop {
                 prompt_logprobs: Vec::new(),
                 grammar: sequence.grammar,
                 strikes: 0,
+                request_id: origin.request_id,
             },
         );
         let cancelled = self.cancelled.0.clone();
@@ -180,6 +184,8 @@ impl StepLoop {
                 continue;
             };
             client.strikes += blame.strikes();
+            let (request_id, strikes) = (&*client.request_id, client.strikes);
+            tracing::warn!(sequence = id, request_id, strikes, "its step was lost");
             if client.strikes < STRIKES_ALLOWED {
                 continue;
             }

@@ -24,7 +24,7 @@ use super::*;
 use crate::{
     cluster::{StepTime, WorkerLink},
     metrics::Metrics,
-    request::{Engine, EventStream, FinishReason, NewSequence},
+    request::{Engine, EventStream, FinishReason, NewSequence, Origin},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -206,6 +206,7 @@ fn sequence(prompt: usize, max_tokens: usize) -> NewSequence {
         prompt_logprobs: false,
         grammar: None,
         deadline: None,
+        origin: Origin::default(),
     }
 }
 
@@ -223,7 +224,7 @@ async fn drain(stream: &mut EventStream) -> (Vec<u32>, SequenceEvent) {
             .expect("no end");
         match event {
             SequenceEvent::Token(token) => tokens.push(token.token),
-            SequenceEvent::Queued
+            SequenceEvent::Queued { .. }
             | SequenceEvent::Started { .. }
             | SequenceEvent::PromptLogprobs(_) => {}
             end => return (tokens, end),
@@ -267,7 +268,10 @@ async fn a_client_is_told_what_was_cached() {
         let started = SequenceEvent::Started {
             cached_prompt_tokens,
         };
-        assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
+        assert!(matches!(
+            stream.recv().await,
+            Some(SequenceEvent::Queued { .. })
+        ));
         assert_eq!(stream.recv().await, Some(started));
         assert_eq!(drain(&mut stream).await.0, [200, 201, 202, 203, 204]);
     }
@@ -284,6 +288,7 @@ async fn before_the_first_group_nothing_is_accepted() {
         prompt_logprobs: false,
         grammar: None,
         deadline: None,
+        origin: Origin::default(),
     };
     let refused = harness.engine.submit(sequence).unwrap_err();
     assert_eq!(
@@ -301,7 +306,10 @@ async fn a_lost_rank_ends_the_epoch_and_the_next_goes_on() {
         _ => Box::new(Hangs),
     });
     let mut stream = harness.submit(10, 6).await;
-    assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
+    assert!(matches!(
+        stream.recv().await,
+        Some(SequenceEvent::Queued { .. })
+    ));
     let started = SequenceEvent::Started {
         cached_prompt_tokens: 0,
     };

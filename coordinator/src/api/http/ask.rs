@@ -1,6 +1,7 @@
 //! What an HTTP request asks, as plain data, and the way through the check that gRPC has too.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use secondwind_proto::v1;
 use secondwind_proto::v1::generate_request::Prompt;
@@ -35,6 +36,8 @@ pub(super) struct Ask {
     pub one_prompt: bool,
     /// Answers to each prompt.
     pub choices: usize,
+    /// How long the client waits, from the request's beginning.
+    pub timeout: Option<Duration>,
     /// None: the answer comes as a whole.
     pub streaming: Option<Streaming>,
     /// The answer begins with the prompt.
@@ -53,7 +56,12 @@ pub(super) struct Choice {
 
 impl Ask {
     /// Checks every prompt; renders and tokenizes them. Choices are in the order of their index.
-    pub(super) fn check(self, model: &ServedModel) -> Result<Vec<Choice>, ApiError> {
+    pub(super) fn check(
+        self,
+        model: &ServedModel,
+        began: Instant,
+    ) -> Result<Vec<Choice>, ApiError> {
+        let deadline = self.timeout.and_then(|timeout| began.checked_add(timeout));
         check_model(self.model.as_deref(), model)?;
         let mut choices = Vec::with_capacity(self.prompts.len() * self.choices);
         for (index, prompt) in self.prompts.into_iter().enumerate() {
@@ -68,7 +76,7 @@ impl Ask {
                 shape: self.shape.as_ref().map(|named| named.shape.clone()),
                 ..self.request.clone()
             };
-            let checked = check_generate(request, model, None).map_err(|source| {
+            let checked = check_generate(request, model, deadline).map_err(|source| {
                 let field = match (&source, &self.shape) {
                     (RequestError::Shape { field, .. }, Some(named)) if *field != DEMAND => {
                         named.field.clone()

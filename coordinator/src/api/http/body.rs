@@ -15,6 +15,9 @@ use super::HttpError;
 /// How long a body may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the body of a request that is refused unread may take.
+const DISCARD_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How much of a body that is too large is read and dropped. A client that still sends does not listen, and
 /// would see a broken connection instead of the answer.
 const DROPPED_BYTES: usize = 64 << 20;
@@ -37,6 +40,26 @@ pub(super) async fn read(request: Request) -> Result<Bytes, HttpError> {
     timeout(PATIENCE, collect(request.into_body()))
         .await
         .unwrap_or(Err(HttpError::SlowBody { seconds }))
+}
+
+/// Reads and drops what is still sent of a request that is refused unread, up to as much as one may have. A client
+/// that still sends does not listen; one that waits for a word before it sends is not asked to.
+pub(in crate::api) async fn discard(request: Request) {
+    if request.headers().contains_key(EXPECT) {
+        return;
+    }
+    let mut stream = request.into_body().into_data_stream();
+    let rest = async {
+        let mut length = 0;
+        while let Some(Ok(piece)) = stream.next().await {
+            length += piece.len();
+            if length > MAX_REQUEST_BYTES {
+                break;
+            }
+        }
+    };
+    // Whoever is slower than that goes without.
+    let _ = timeout(DISCARD_PATIENCE, rest).await;
 }
 
 async fn collect(body: Body) -> Result<Bytes, HttpError> {

@@ -23,6 +23,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
     }
     request.logprobs = logprobs.then(|| top_logprobs.unwrap_or(0));
     let choices = sampling::choices(fields)?;
+    let timeout = sampling::timeout(fields)?;
     let streaming = sampling::streaming(fields, strict)?;
     body.finish(&extras::REQUEST, strict)?;
     Ok(Ask {
@@ -32,6 +33,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
         prompts: vec![prompt],
         one_prompt: true,
         choices,
+        timeout,
         streaming,
         echo: false,
         shape,

@@ -42,6 +42,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
         );
         return Err(value_error(fields.name("prompt"), detail));
     }
+    let timeout = sampling::timeout(fields)?;
     let streaming = sampling::streaming(fields, strict)?;
     body.finish(&extras::REQUEST, strict)?;
     Ok(Ask {
@@ -51,6 +52,7 @@ pub(super) fn read(mut body: Fields, strict: bool) -> Result<Ask, ApiError> {
         prompts,
         one_prompt,
         choices,
+        timeout,
         streaming,
         echo,
         shape,

@@ -1,11 +1,12 @@
 //! Errors to HTTP statuses and OpenAI's error object, in one place.
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value as Json, json};
 
+use super::super::keys::KeyError;
 use super::super::request::RequestError;
 use super::super::status::{ApiError, FieldMistake};
 use crate::request::SubmitError;
@@ -112,6 +113,8 @@ pub(super) fn status(error: &ApiError) -> StatusCode {
         }
         ApiError::ModelNotFound { .. } => StatusCode::NOT_FOUND,
         ApiError::Http(error) => error.status(),
+        ApiError::Key(KeyError::Missing | KeyError::Unknown) => StatusCode::UNAUTHORIZED,
+        ApiError::Key(KeyError::Role { .. }) => StatusCode::FORBIDDEN,
         ApiError::SlowReader => StatusCode::REQUEST_TIMEOUT,
         ApiError::Submit(error) => match error {
             SubmitError::NoGroup { .. }
@@ -131,6 +134,7 @@ pub(super) fn status(error: &ApiError) -> StatusCode {
 pub(super) fn object(error: &ApiError) -> Json {
     let kind = match status(error) {
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::FORBIDDEN => "permission_error",
         status if status.is_server_error() => "server_error",
         _ => "invalid_request_error",
     };
@@ -151,6 +155,8 @@ fn param_and_code(error: &ApiError) -> (Option<String>, Option<&'static str>) {
             (Some(field.clone()), Some(code))
         }
         ApiError::ModelNotFound { .. } => (Some("model".to_owned()), Some("model_not_found")),
+        ApiError::Key(KeyError::Missing | KeyError::Unknown) => (None, Some("invalid_api_key")),
+        ApiError::Key(KeyError::Role { .. }) => (None, Some("insufficient_role")),
         ApiError::Submit(SubmitError::KvCacheTooSmall { .. }) => (
             Some("max_tokens".to_owned()),
             Some("context_length_exceeded"),
@@ -176,6 +182,10 @@ impl IntoResponse for ApiError {
         if let Some(after) = self.retry_after() {
             let seconds = HeaderValue::from(after.as_secs());
             response.headers_mut().insert(RETRY_AFTER, seconds);
+        }
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
         }
         response
     }

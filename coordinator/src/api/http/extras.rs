@@ -62,9 +62,6 @@ pub(super) const REQUEST: Extras = Extras {
         ("top_logprobs", &[]),
         ("return_tokens_as_token_ids", &["false"]),
         ("return_token_ids", &["false"]),
-        // Who may share what was computed, and order among requests.
-        ("cache_salt", &[]),
-        ("priority", &["0"]),
     ],
     hints: &[
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",

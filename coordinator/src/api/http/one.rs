@@ -1,6 +1,7 @@
 //! A text completion for an API that has one prompt and one answer: what `/v1/completions` would make of it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Map, Value as Json};
 
@@ -31,7 +32,7 @@ pub(in super::super) fn completion(
         return Err(ApiError::unsupported("logprobs"));
     }
     let streams = ask.streaming.is_some();
-    let mut choices = ask.check(model)?.into_iter();
+    let mut choices = ask.check(model, Instant::now())?.into_iter();
     match (choices.next(), choices.next()) {
         (Some(choice), None) => Ok(Completion {
             checked: choice.checked,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use secondwind_proto::v1;
 use serde_json::{Value as Json, json};
 
+use super::super::access::drawn;
 use super::super::frontend::ServedModel;
-use super::access::drawn;
 use super::ask::{Choice, Kind};
 use super::logprobs::{self, Columns};
 use crate::text::tokenizer::Tokenizer;

@@ -1,6 +1,7 @@
 //! The fields that chat and completions share.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use secondwind_proto::v1;
 use serde_json::Value as Json;
@@ -43,6 +44,10 @@ pub(super) fn read(fields: &mut Fields) -> Result<v1::GenerateRequest, ApiError>
             None => Vec::new(),
         },
         ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+        priority: fields
+            .integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?
+            .and_then(|priority| i32::try_from(priority).ok()),
+        cache_salt: fields.text("cache_salt")?,
         ..v1::GenerateRequest::default()
     })
 }
@@ -57,6 +62,20 @@ pub(super) fn token_count(fields: &mut Fields, field: &str) -> Result<Option<u32
 pub(super) fn choices(fields: &mut Fields) -> Result<usize, ApiError> {
     let n = fields.integer("n", 1..=MAX_CHOICES as i64)?;
     Ok(n.and_then(|n| usize::try_from(n).ok()).unwrap_or(1))
+}
+
+/// How many seconds the client waits for all of its answer.
+pub(super) fn timeout(fields: &mut Fields) -> Result<Option<Duration>, ApiError> {
+    let Some(seconds) = fields.number("timeout")? else {
+        return Ok(None);
+    };
+    match Duration::try_from_secs_f32(seconds) {
+        Ok(timeout) if !timeout.is_zero() => Ok(Some(timeout)),
+        _ => {
+            let detail = format!("{seconds} is not a number of seconds above 0");
+            Err(value_error(fields.name("timeout"), detail))
+        }
+    }
 }
 
 /// Whether and how the answer is streamed.

@@ -10,6 +10,7 @@ use super::{
     ScriptedEngine, chat_request, finished, generate, model, model_with, says, serve, serve_model,
     text_request,
 };
+use crate::api::account::Account;
 use crate::api::{Frontend, InferenceService, Reasoning, ServedModel, check_generate};
 use crate::metrics::Metrics;
 use crate::request::FinishReason;
@@ -57,6 +58,22 @@ async fn every_bad_field_is_named() {
             },
             Code::InvalidArgument,
             "token_ids.ids[1]: token id 320 is not below the vocabulary size 320",
+        ),
+        (
+            v1::GenerateRequest {
+                priority: Some(-128),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "priority: -128 is not from -127 to 127",
+        ),
+        (
+            v1::GenerateRequest {
+                cache_salt: Some(String::new()),
+                ..base()
+            },
+            Code::InvalidArgument,
+            "cache_salt: a text of 0 bytes is not one of 1 to 1024",
         ),
         (
             v1::GenerateRequest {
@@ -475,6 +492,7 @@ async fn a_prompt_that_takes_longer_than_the_deadline_is_given_up() {
     let service = InferenceService::new(Arc::new(frontend));
     let mut request = Request::new(chat_request(&[("endless", "hi")]));
     request.set_timeout(Duration::from_millis(20));
+    request.extensions_mut().insert(Account::of_nobody());
     let Err(status) = service.generate(request).await else {
         panic!("was not refused");
     };

@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod connections;
 mod errors;
+mod limits;
 mod page;
 mod rack;
 mod service;
@@ -27,15 +28,15 @@ use super::{
 use crate::request::{FinishReason, SequenceEvent};
 
 /// What came back.
-struct Reply {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: String,
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: String,
 }
 
 impl Reply {
     #[track_caller]
-    fn json(&self) -> Json {
+    pub(super) fn json(&self) -> Json {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 
@@ -56,7 +57,7 @@ impl Reply {
     }
 }
 
-async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Reply {
+pub(super) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Reply {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -70,7 +71,7 @@ async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Reply {
     }
 }
 
-fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+pub(super) fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(body.into()));
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().unwrap();
@@ -79,7 +80,7 @@ fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<B
     request
 }
 
-async fn post(served: &Served, path: &str, json: &Json) -> Reply {
+pub(super) async fn post(served: &Served, path: &str, json: &Json) -> Reply {
     send(
         served.address,
         request(Method::POST, path, json.to_string()),
@@ -87,7 +88,7 @@ async fn post(served: &Served, path: &str, json: &Json) -> Reply {
     .await
 }
 
-async fn get(served: &Served, path: &str) -> Reply {
+pub(super) async fn get(served: &Served, path: &str) -> Reply {
     send(served.address, request(Method::GET, path, "")).await
 }
 
@@ -101,7 +102,7 @@ fn likely(id: u32, logprob: f32, top: &[(u32, f32)]) -> SequenceEvent {
 }
 
 /// An answer of these bytes that ends by itself.
-fn answer(text: &str) -> Vec<SequenceEvent> {
+pub(super) fn answer(text: &str) -> Vec<SequenceEvent> {
     let mut events = bytes(text);
     events.push(finished(FinishReason::Length));
     events

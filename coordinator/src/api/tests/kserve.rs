@@ -432,8 +432,8 @@ async fn what_is_wrong_is_named_by_its_tensor() {
             "logprobs: is not supported; leave it out",
         ),
         (
-            given("priority", ParameterChoice::Uint64Param(2)),
-            "priority: is not supported; leave it out",
+            given("best_of", ParameterChoice::Uint64Param(2)),
+            "best_of: is not supported; leave it out",
         ),
         (
             given("sequence_id", ParameterChoice::Int64Param(2)),

@@ -392,10 +392,10 @@ async fn what_cannot_be_done_is_refused_by_name() {
         ),
         (
             vllm::GenerateRequest {
-                priority: -1,
+                priority: -128,
                 ..hello()
             },
-            unsupported("priority"),
+            "priority: -128 is not from -127 to 127".to_owned(),
         ),
         (
             vllm::GenerateRequest {
@@ -494,10 +494,10 @@ async fn what_cannot_be_done_is_refused_by_name() {
         ),
         (
             kv(vllm::KvCacheParameters {
-                cache_salt: "x".to_owned(),
+                cache_salt: "x".repeat(2000),
                 ..Default::default()
             }),
-            unsupported("kv.cache_salt"),
+            "kv.cache_salt: a text of 2000 bytes is not one of 1 to 1024".to_owned(),
         ),
         (
             kv(vllm::KvCacheParameters {

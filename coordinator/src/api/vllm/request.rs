@@ -18,7 +18,7 @@ use super::response::Report;
 const DEFAULT_MAX_TOKENS: u32 = 20;
 
 /// Our fields and theirs, where they are called otherwise.
-const NAMES: [(&str, &str); 17] = [
+const NAMES: [(&str, &str); 18] = [
     ("max_tokens", "stopping.max_new_tokens"),
     ("min_tokens", "stopping.min_new_tokens"),
     ("stop", "stopping.stop_strings"),
@@ -36,6 +36,7 @@ const NAMES: [(&str, &str); 17] = [
     ("regex", "decoding.regex"),
     ("choice", "decoding.choice"),
     ("grammar", "decoding.grammar"),
+    ("cache_salt", "kv.cache_salt"),
 ];
 
 /// A request that can be run.
@@ -66,6 +67,8 @@ pub(super) fn read(
     let decoding = request.decoding.unwrap_or_default();
     let response = request.response.unwrap_or_default();
     let shape = decoding.structured_output.map(structured).transpose()?;
+    let kv_salt = request.kv.map(|kv| kv.cache_salt);
+    let kv_salt = kv_salt.filter(|salt| !salt.is_empty());
     let mut report = Report {
         text: response.output_text.unwrap_or(true),
         token_ids: response.output_token_ids,
@@ -124,6 +127,8 @@ pub(super) fn read(
         logprobs: (response.output_logprobs || response.prompt_logprobs)
             .then_some(MAX_TOP_LOGPROBS as u32),
         prompt_logprobs: response.prompt_logprobs,
+        priority: Some(request.priority),
+        cache_salt: kv_salt,
         shape,
         ..v1::GenerateRequest::default()
     };
@@ -151,7 +156,6 @@ fn refuse_unsupported(request: &vllm::GenerateRequest) -> Result<(), ApiError> {
             "truncate_prompt_tokens",
             request.truncate_prompt_tokens != 0,
         ),
-        ("priority", request.priority != 0),
         ("media", !request.media.is_empty()),
         ("lora_name", !request.lora_name.is_empty()),
         (
@@ -169,10 +173,6 @@ fn refuse_unsupported(request: &vllm::GenerateRequest) -> Result<(), ApiError> {
         (
             "kv.bypass_prefix_cache",
             kv.is_some_and(|it| it.bypass_prefix_cache),
-        ),
-        (
-            "kv.cache_salt",
-            kv.is_some_and(|it| !it.cache_salt.is_empty()),
         ),
         (
             "kv.kv_transfer_params",

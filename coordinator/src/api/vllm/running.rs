@@ -15,10 +15,13 @@ use super::super::status::ApiError;
 /// Sequences of a request, by their index.
 pub(super) type Sequences = StreamMap<usize, Responses>;
 
+/// A tenant, and an id among its requests.
+type Key = (u32, String);
+
 /// The table. An id is in it as long as its [`Run`] lives.
 #[derive(Default)]
 pub(super) struct Running {
-    stages: Mutex<HashMap<String, Arc<Mutex<Stage>>>>,
+    stages: Mutex<HashMap<Key, Arc<Mutex<Stage>>>>,
 }
 
 /// How far a request is.
@@ -37,18 +40,19 @@ impl Running {
     ///
     /// # Errors
     /// The id is taken.
-    pub(super) fn enter(self: &Arc<Self>, id: &str) -> Result<Run, ApiError> {
+    pub(super) fn enter(self: &Arc<Self>, tenant: u32, id: &str) -> Result<Run, ApiError> {
         let stage = Arc::new(Mutex::new(Stage::Checking));
+        let key = (tenant, id.to_owned());
         if !id.is_empty() {
             let mut stages = locked(&self.stages);
-            if stages.contains_key(id) {
+            if stages.contains_key(&key) {
                 let detail = format!("{id:?} names a request that runs; take another id");
                 return Err(ApiError::value("request_id", detail));
             }
-            stages.insert(id.to_owned(), Arc::clone(&stage));
+            stages.insert(key.clone(), Arc::clone(&stage));
         }
         Ok(Run {
-            id: id.to_owned(),
+            key,
             running: Arc::clone(self),
             stage,
             gone: None,
@@ -56,8 +60,8 @@ impl Running {
     }
 
     /// Cancels the request's sequences at once, whether its answer is being read or not.
-    pub(super) fn abort(&self, id: &str) {
-        let stage = locked(&self.stages).get(id).cloned();
+    pub(super) fn abort(&self, tenant: u32, id: String) {
+        let stage = locked(&self.stages).get(&(tenant, id)).cloned();
         if let Some(stage) = stage {
             *locked(&stage) = Stage::Aborted;
         }
@@ -66,7 +70,7 @@ impl Running {
 
 /// One request that runs. Its items are what its sequences say; `None` before they have finished is an abort.
 pub(super) struct Run {
-    id: String,
+    key: Key,
     running: Arc<Running>,
     stage: Arc<Mutex<Stage>>,
     gone: Option<oneshot::Receiver<()>>,
@@ -102,8 +106,8 @@ impl Stream for Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        if !self.id.is_empty() {
-            locked(&self.running.stages).remove(&self.id);
+        if !self.key.1.is_empty() {
+            locked(&self.running.stages).remove(&self.key);
         }
     }
 }

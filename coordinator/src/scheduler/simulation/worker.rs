@@ -17,7 +17,7 @@ pub struct Text {
     pub masked: bool,
     /// Its sequence has rules.
     pub ruled: bool,
-    /// Of each position, what its KV depends on: the tenant and all tokens so far.
+    /// Of each position, what its KV depends on: the realm and all tokens so far.
     kv: Vec<u64>,
 }
 
@@ -25,7 +25,7 @@ impl Text {
     /// A text that shares its first tokens with all that begin as it does, and no others.
     pub fn new(
         id: SequenceId,
-        tenant: u32,
+        realm: u32,
         (beginning, shared): (u64, usize),
         length: usize,
     ) -> Self {
@@ -39,7 +39,7 @@ impl Text {
             (mix(source, at as u64 + 1) % 24) as u32
         });
         let tokens: Vec<_> = tokens.collect();
-        let mut so_far = tenant.into();
+        let mut so_far = realm.into();
         let kv = tokens.iter().map(|&token| {
             so_far = mix(so_far, token.into());
             so_far

@@ -112,6 +112,19 @@ fn tenants_share_nothing() {
 }
 
 #[test]
+fn salts_share_nothing() {
+    let mut it = cached(|_| {});
+    let salted = |salt: u32| NewSequence {
+        cache_salt: Some([salt; 8]),
+        ..request(9, 1)
+    };
+    for (salt, cached) in [(1, 0), (2, 0), (1, 8), (2, 8)] {
+        it.submit(salted(salt)).unwrap();
+        assert_eq!(drain(&mut it)[0].1, cached, "salt {salt}");
+    }
+}
+
+#[test]
 fn prompt_log_probabilities_are_computed_in_spite_of_the_cache() {
     let mut it = cached(|_| {});
     it.submit(request(9, 1)).unwrap();

@@ -48,7 +48,8 @@ async fn between_groups_those_who_look_see_who_waits() {
     let mut harness = Harness::start(PATIENCE);
     let events = harness.form(1, |_, _| Box::new(Hangs));
     let mut stream = harness.submit(100, 5).await;
-    assert_eq!(stream.recv().await, Some(SequenceEvent::Queued));
+    let queued = stream.recv().await;
+    assert!(matches!(queued, Some(SequenceEvent::Queued { .. })));
     let started = stream.recv().await;
     assert!(matches!(started, Some(SequenceEvent::Started { .. })));
     let reason = "rank 1 is gone".to_owned();

@@ -181,6 +181,26 @@ async fn every_bad_field_is_named() {
             "max_tokens: differs from max_completion_tokens; give one of them",
         ),
         (
+            chat(json!({"timeout": 0})),
+            "timeout: 0 is not a number of seconds above 0",
+        ),
+        (
+            chat(json!({"timeout": 1e300})),
+            "timeout: inf is not a number of seconds above 0",
+        ),
+        (
+            text(json!({"priority": 128})),
+            "priority: 128 is not from -127 to 127",
+        ),
+        (
+            chat(json!({"priority": "high"})),
+            "priority: is a string, not a whole number",
+        ),
+        (
+            chat(json!({"cache_salt": ""})),
+            "cache_salt: a text of 0 bytes is not one of 1 to 1024",
+        ),
+        (
             chat(json!({"n": 0})),
             "n: 0 is not a whole number from 1 to 128",
         ),

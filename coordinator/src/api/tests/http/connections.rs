@@ -19,7 +19,7 @@ use crate::api::tests::{Served, generate, text_request};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server whose sequences say one token and go on until they are dropped, and how many are running.
-async fn endless() -> (Served, Arc<AtomicUsize>) {
+pub(super) async fn endless() -> (Served, Arc<AtomicUsize>) {
     let running = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&running);
     let served = serve(move |_, sender| {
@@ -36,7 +36,7 @@ async fn endless() -> (Served, Arc<AtomicUsize>) {
     (served, running)
 }
 
-async fn until(running: &AtomicUsize, count: usize) {
+pub(super) async fn until(running: &AtomicUsize, count: usize) {
     let waiting = async {
         while running.load(Ordering::SeqCst) != count {
             tokio::time::sleep(Duration::from_millis(2)).await;
