@@ -88,6 +88,11 @@ impl Layer {
         self.values.get(section)?.as_dict()?.get(key)?.as_str()
     }
 
+    /// Nothing was set.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// Where `section.key` was written, or the section itself where `key` is empty.
     pub fn origin(&self, section: &str, key: &str) -> Option<&Origin> {
         self.origins.get(&(section.to_owned(), key.to_owned()))
