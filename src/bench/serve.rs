@@ -172,8 +172,12 @@ pub async fn run(flags: ServeFlags, common: Common) -> Result<()> {
         }
     };
     if let Some(path) = svg {
+        let setting = match report.levels.iter().any(|level| level.rate.is_some()) {
+            true => "requests per second",
+            false => "requests at a time",
+        };
         let title = format!(
-            "{}: answers of {} tokens",
+            "{}: points are {setting}, answers have {} tokens",
             report.model, report.output_tokens
         );
         std::fs::write(&path, picture::svg(&title, &report.levels))

@@ -112,7 +112,7 @@ pub fn svg(title: &str, levels: &[LevelReport]) -> String {
                 // One label a level, above its highest point.
                 if name == "p99" {
                     put(format_args!(
-                        "<text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"11\" fill=\"#444\" text-anchor=\"middle\">{}</text>",
+                        "<text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"12\" fill=\"#444\" stroke=\"white\" stroke-width=\"3\" paint-order=\"stroke\" text-anchor=\"middle\">{}</text>",
                         y - 8.0,
                         level.setting()
                     ));
