@@ -44,28 +44,41 @@ long=$out/long-context
 rm -rf "$long"
 cp -r "$checkpoint" "$long"
 sed -i 's/"max_position_embeddings": 512/"max_position_embeddings": 8192/' "$long/config.json"
-"$binary" coordinator --model "$long" --world-size 1 --max-context-tokens 8192 --max-sequences 64 \
-    --listen 127.0.0.1:17700 --cluster-listen 127.0.0.1:17701 2> "$out/coordinator.log" &
-coordinator=$! pids+=($!)
-"$binary" worker --model "$long" --coordinator 127.0.0.1:17701 --threads "$(nproc)" 2> "$out/worker.log" &
-pids+=($!)
-until curl --silent --fail 127.0.0.1:17700/ready > /dev/null; do sleep 0.2; done
+# A coordinator with these flags, and a worker.
+start() {
+    kill "${pids[@]}" 2> /dev/null || true
+    wait "${pids[@]}" 2> /dev/null || true
+    "$binary" coordinator --model "$long" --world-size 1 --max-context-tokens 8192 --max-sequences 64 \
+        --listen 127.0.0.1:17700 --cluster-listen 127.0.0.1:17701 "$@" > "$out/coordinator.log" 2>&1 &
+    coordinator=$!
+    "$binary" worker --model "$long" --coordinator 127.0.0.1:17701 --threads "$(nproc)" > "$out/worker.log" 2>&1 &
+    pids=("$coordinator" $!)
+    until curl --silent --fail 127.0.0.1:17700/ready > /dev/null; do sleep 0.2; done
+}
 there() { serve --url http://127.0.0.1:17700 "$@"; }
 
 # Four streams alone, and while prompts of 4,000 tokens come one after the other.
-found=()
-for _ in $(seq "$rounds"); do
-    few=(--api grpc --concurrency 4 --prompt-tokens fixed:16 --output-tokens fixed:256 --duration 5)
-    there "${few[@]}" > "$out/alone.json"
-    there --api grpc --concurrency 1 --prompt-tokens fixed:4000 --output-tokens fixed:1 --duration 6 > "$out/prompts.json" &
-    prompts=$!
-    sleep 0.5
-    there "${few[@]}" > "$out/beside.json"
-    wait $prompts
-    p99='level["itl_ms"]["p99"]'
-    found+=("$(ratio "$(of "$out/beside.json" "$p99")" "$(of "$out/alone.json" "$p99")")")
+for prefill in 24 4; do
+    start --max-prefill-tokens $prefill
+    p99s=() p50s=()
+    for _ in $(seq "$rounds"); do
+        few=(--api grpc --concurrency 4 --requests 12 --prompt-tokens fixed:16 --output-tokens uniform:200..600)
+        there "${few[@]}" > "$out/alone-$prefill.json"
+        there --api grpc --concurrency 1 --warm-up 0 --prompt-tokens fixed:4000 --output-tokens fixed:1 --duration 120 \
+            > "$out/prompts.json" &
+        prompts=$!
+        sleep 0.5
+        there "${few[@]}" > "$out/beside-$prefill.json"
+        kill $prompts
+        wait $prompts || true
+        p99='level["itl_ms"]["p99"]' p50='level["itl_ms"]["p50"]'
+        p99s+=("$(ratio "$(of "$out/beside-$prefill.json" "$p99")" "$(of "$out/alone-$prefill.json" "$p99")")")
+        p50s+=("$(ratio "$(of "$out/beside-$prefill.json" "$p50")" "$(of "$out/alone-$prefill.json" "$p50")")")
+    done
+    told "p99 between tokens beside prompts of 4,000 over alone, $prefill prompt tokens a step: $(median "${p99s[@]}")"
+    told "p50 likewise: $(median "${p50s[@]}")"
 done
-told "p99 between tokens beside prompts of 4,000 tokens over alone: $(median "${found[@]}")"
+start
 
 # A prefix of 2,000 tokens that is cached, and one that is not.
 found=()
@@ -86,7 +99,7 @@ for api in openai grpc; do
         before=$(ticks)
         there --api $api --concurrency 64 --requests 256 --warm-up 0 --prompt-tokens fixed:16 \
             --output-tokens fixed:128 > "$out/sixty-four.json"
-        found+=("$(python3 -c 'import os, sys; a, b, c, d = map(int, sys.argv[1:]); print(f"{1e6 * (c + d - a - b) / os.sysconf("SC_CLK_TCK") / (256 * 128):.1f}")' \
+        found+=("$(python3 -c 'import os, sys; a, b, c, d = map(int, sys.argv[1:]); print(round(1e6 * (c + d - a - b) / os.sysconf("SC_CLK_TCK") / (256 * 128), 1))' \
             $before $(ticks))")
         [ "$(of "$out/sixty-four.json" 'level["done"]')" = 256 ]
     done

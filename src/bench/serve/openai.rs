@@ -199,3 +199,6 @@ impl Events {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
