@@ -1,6 +1,6 @@
 //! `secondwind bench serve`: requests to a server that runs, or to one of its own, and what they get.
 //!
-//! [`load`] says which requests, by [`length`] and [`random`]; [`drive`] makes them over [`openai`] or [`grpc`]
+//! [`load`] says which requests, by [`length`] and [`random`]; [`mod@drive`] makes them over [`openai`] or [`grpc`]
 //! and notes a [`record`] of each; [`report`] makes figures of those and [`picture`] draws them.
 
 mod drive;

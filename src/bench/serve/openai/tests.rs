@@ -18,8 +18,8 @@ async fn server(answer: &'static str) -> (Uri, tokio::task::JoinHandle<Vec<Strin
         for reply in [models, answer.to_owned()] {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut text = String::new();
-            // A request is whole with its body, whose last byte closes the object; the first has none.
-            while !text.ends_with('}') && !(text.starts_with("GET") && text.ends_with("\r\n\r\n")) {
+            // A request ends with its body, whose last byte closes the object; the first one has none.
+            while !(text.ends_with('}') || text.starts_with("GET") && text.ends_with("\r\n\r\n")) {
                 let mut some = [0; 4096];
                 let read = stream.read(&mut some).await.unwrap();
                 text += std::str::from_utf8(&some[..read]).unwrap();
