@@ -3,14 +3,19 @@
 mod cpu_kernels;
 mod cuda_kernels;
 mod model;
+mod percentiles;
 mod roofline;
 mod schedule;
+mod serve;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use secondwind_worker::Device;
 
-use crate::{cli::Common, exit::UsageError};
+use crate::{
+    cli::{Common, block_on},
+    exit::UsageError,
+};
 
 /// Flags of `bench`.
 #[derive(Args, Debug)]
@@ -27,6 +32,8 @@ enum What {
     Model(model::ModelFlags),
     /// Replay requests on the scheduler alone, with a cost model of two P40
     Schedule(schedule::ScheduleFlags),
+    /// Load a server with requests, one of its own unless --url names another: latencies and throughput
+    Serve(serve::ServeFlags),
 }
 
 /// Flags of `bench kernels`.
@@ -81,21 +88,33 @@ impl CardFlags {
 
 /// Runs the command.
 pub fn run(flags: Flags, common: Common) -> Result<()> {
-    common.start_logging()?;
     match flags.what {
-        What::Model(flags) => model::run(&flags),
-        What::Schedule(flags) => schedule::run(&flags),
-        What::Kernels(flags) => match flags.device.parse() {
-            Ok(Device::Cpu) if flags.svg.is_some() => Err(UsageError::one(
-                "--svg: the roofline is drawn for cards, --device cuda:N",
-            )
-            .into()),
-            Ok(Device::Cpu) => cpu_kernels::run(flags.threads, flags.json),
-            Ok(Device::Cuda(ordinal)) => {
-                let device = flags.card.open(ordinal)?;
-                cuda_kernels::run(&device, flags.json, flags.svg.as_deref())
-            }
-            Err(why) => Err(UsageError::one(format!("--device: {why}")).into()),
-        },
+        What::Kernels(flags) => {
+            common.start_logging()?;
+            kernels(&flags)
+        }
+        What::Model(flags) => {
+            common.start_logging()?;
+            model::run(&flags)
+        }
+        What::Schedule(flags) => {
+            common.start_logging()?;
+            schedule::run(&flags)
+        }
+        What::Serve(flags) => block_on(serve::run(flags, common)),
+    }
+}
+
+fn kernels(flags: &KernelFlags) -> Result<()> {
+    match flags.device.parse() {
+        Ok(Device::Cpu) if flags.svg.is_some() => {
+            Err(UsageError::one("--svg: the roofline is drawn for cards, --device cuda:N").into())
+        }
+        Ok(Device::Cpu) => cpu_kernels::run(flags.threads, flags.json),
+        Ok(Device::Cuda(ordinal)) => {
+            let device = flags.card.open(ordinal)?;
+            cuda_kernels::run(&device, flags.json, flags.svg.as_deref())
+        }
+        Err(why) => Err(UsageError::one(format!("--device: {why}")).into()),
     }
 }

@@ -133,7 +133,7 @@ impl Common {
 
 /// Runs `work` on a runtime of its own. A thread that is still blocked at the end, such as one that reads
 /// a terminal, is left behind.
-fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
+pub fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

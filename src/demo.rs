@@ -24,15 +24,24 @@ use crate::{
 /// Shows what the embedded model knows.
 const DEFAULT_PROMPT: &str = "What is secondwind?";
 
-/// Flags of `demo`. Without `--model` it serves the embedded model.
+/// A cluster in this process. Without `--model` it serves the embedded model.
 #[derive(Args, Debug)]
-pub struct Flags {
+pub struct ClusterFlags {
     /// Workers to start [default: 2, or as many as --split has shares]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     workers: Option<String>,
     /// CPU threads of each worker [default: an even share of the cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     threads: Option<String>,
+    #[command(flatten)]
+    planning: KeyFlags<PlanningKeys>,
+}
+
+/// Flags of `demo`.
+#[derive(Args, Debug)]
+pub struct Flags {
+    #[command(flatten)]
+    cluster: ClusterFlags,
     /// Stay up after the answer, for clients at --listen
     #[arg(long)]
     serve: bool,
@@ -40,27 +49,20 @@ pub struct Flags {
     #[arg(long, value_name = "ADDRESS", requires = "serve")]
     listen: Option<String>,
     #[command(flatten)]
-    planning: KeyFlags<PlanningKeys>,
-    #[command(flatten)]
     generation: GenerationFlags,
 }
 
 /// Runs the command.
 pub async fn run(flags: Flags, common: Common) -> Result<()> {
-    let defaults = defaults(&flags);
     let Flags {
-        workers,
-        threads,
+        cluster,
         serve,
         listen,
-        planning,
         mut generation,
     } = flags;
-    let config = common.load_quiet(
-        &[Section::Coordinator],
-        defaults,
-        typed(workers, threads, listen, planning),
-    )?;
+    let defaults = defaults(&cluster);
+    let typed = cluster.layer(listen);
+    let config = common.load_quiet(&[Section::Coordinator], defaults, typed)?;
     let traces = logging::start_with_traces(&config)?;
     let notes = if generation.json {
         Notes::Stderr
@@ -109,7 +111,8 @@ async fn show(endpoint: &str, generation: &GenerationFlags, notes: Notes) -> Res
     generate::answer(&mut client, generation, served, notes).await
 }
 
-async fn start(config: &Config, serve: bool) -> Result<LocalCluster> {
+/// Starts the cluster. Clients are heard at `coordinator.listen` with `serve`, and else at any port of loopback.
+pub async fn start(config: &Config, serve: bool) -> Result<LocalCluster> {
     let mut coordinator = coordinator::meant(config)?;
     coordinator.exit_without_plan = true;
     let mut worker = worker::meant(config)?;
@@ -141,7 +144,7 @@ async fn start(config: &Config, serve: bool) -> Result<LocalCluster> {
 }
 
 /// What `demo` does when nobody says otherwise.
-fn defaults(flags: &Flags) -> Layer {
+pub fn defaults(flags: &ClusterFlags) -> Layer {
     let mut layer = Layer::new("command");
     let shares = flags
         .planning
@@ -159,37 +162,24 @@ fn defaults(flags: &Flags) -> Layer {
     layer
 }
 
-/// The keys that flags set.
-fn typed(
-    workers: Option<String>,
-    threads: Option<String>,
-    listen: Option<String>,
-    planning: KeyFlags<PlanningKeys>,
-) -> Layer {
-    let mut layer = planning.layer;
-    if let Some(listen) = listen {
-        layer.set(
-            "coordinator",
-            "listen",
-            listen,
-            Origin::Flag("--listen".into()),
-        );
+impl ClusterFlags {
+    /// Nobody typed one.
+    pub fn is_empty(&self) -> bool {
+        self.workers.is_none() && self.threads.is_none() && self.planning.layer.is_empty()
     }
-    if let Some(workers) = workers {
-        layer.set(
-            "coordinator",
-            "world_size",
-            workers,
-            Origin::Flag("--workers".into()),
-        );
+
+    /// The keys that they set, and the address for clients.
+    pub fn layer(self, listen: Option<String>) -> Layer {
+        let mut layer = self.planning.layer;
+        for (section, key, flag, value) in [
+            ("coordinator", "listen", "--listen", listen),
+            ("coordinator", "world_size", "--workers", self.workers),
+            ("worker", "threads", "--threads", self.threads),
+        ] {
+            if let Some(value) = value {
+                layer.set(section, key, value, Origin::Flag(flag.into()));
+            }
+        }
+        layer
     }
-    if let Some(threads) = threads {
-        layer.set(
-            "worker",
-            "threads",
-            threads,
-            Origin::Flag("--threads".into()),
-        );
-    }
-    layer
 }

@@ -13,7 +13,7 @@ use secondwind_coordinator::scheduler::{
 };
 use serde::Serialize;
 
-use crate::{exit::UsageError, output};
+use crate::{bench::percentiles::Percentiles, exit::UsageError, output};
 
 /// The trace where none is named.
 const OFFICE: &str = include_str!("schedule/office.trace");
@@ -52,6 +52,7 @@ pub struct ScheduleFlags {
     json: bool,
 }
 
+/// Percentiles are 0 where nothing came.
 #[derive(Debug, Serialize)]
 struct Report {
     requests: usize,
@@ -69,13 +70,6 @@ struct Report {
     tenants: Vec<Tenant>,
     /// Jain's index of the tenants' work while each of them waits; absent if they never do.
     fairness: Option<f64>,
-}
-
-#[derive(Debug, Serialize)]
-struct Percentiles {
-    p50: f64,
-    p90: f64,
-    p99: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -159,16 +153,16 @@ fn report(arrivals: &[Arrival], replay: &Replay) -> Report {
         preemptions: counters.preemptions,
         evictions: counters.prefix_evictions,
         largest_gap_seconds: gaps.iter().copied().fold(0.0, f64::max),
-        first_token_seconds: percentiles(first),
-        between_tokens_seconds: percentiles(gaps),
+        first_token_seconds: Percentiles::of(first).unwrap_or_default(),
+        between_tokens_seconds: Percentiles::of(gaps).unwrap_or_default(),
         fairness: jain(&work),
         tenants: by_tenant
             .into_iter()
             .map(|(tenant, (first, gaps))| Tenant {
                 tenant,
                 requests: arrivals.iter().filter(|it| it.tenant == tenant).count(),
-                first_token_seconds: percentiles(first),
-                between_tokens_seconds: percentiles(gaps),
+                first_token_seconds: Percentiles::of(first).unwrap_or_default(),
+                between_tokens_seconds: Percentiles::of(gaps).unwrap_or_default(),
                 work_while_all_wait: work.get(&tenant).copied().unwrap_or(0),
             })
             .collect(),
@@ -213,20 +207,6 @@ fn jain(work: &BTreeMap<u32, usize>) -> Option<f64> {
     let sum: f64 = work.values().map(|&it| it as f64).sum();
     let squares: f64 = work.values().map(|&it| (it as f64).powi(2)).sum();
     (work.len() > 1 && squares > 0.0).then(|| sum * sum / (work.len() as f64 * squares))
-}
-
-/// Nearest ranks; zeros of nothing.
-fn percentiles(mut values: Vec<f64>) -> Percentiles {
-    values.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        let rank = (share * values.len() as f64).ceil() as usize;
-        values.get(rank.max(1) - 1).copied().unwrap_or(0.0)
-    };
-    Percentiles {
-        p50: at(0.5),
-        p90: at(0.9),
-        p99: at(0.99),
-    }
 }
 
 fn render(report: &Report) -> String {

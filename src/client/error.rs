@@ -68,7 +68,7 @@ impl fmt::Display for Unreachable {
 impl Error for Unreachable {}
 
 /// The code as the gRPC documents spell it.
-fn code_name(code: Code) -> &'static str {
+pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

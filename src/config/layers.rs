@@ -86,14 +86,14 @@ impl Layer {
         self.insert(section, key, Value::from(text.into()), origin);
     }
 
-    /// True without a single section.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
     /// The text that [`Self::set`] gave `section.key`.
     pub fn text(&self, section: &str, key: &str) -> Option<&str> {
         self.values.get(section)?.as_dict()?.get(key)?.as_str()
+    }
+
+    /// Nothing was set.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
     }
 
     /// Where `section.key` was written, or the section itself where `key` is empty.

@@ -240,6 +240,62 @@ fn bench_model_times_steps_and_draws_them() {
 }
 
 #[test]
+fn bench_serve_loads_a_server_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("serve.svg");
+    let load = |more: &[&'static str]| {
+        [
+            &["bench", "serve", "--model", CHECKPOINT, "--threads", "1"][..],
+            &["--prompt-tokens", "fixed:3", "--vocab", "100"],
+            &["--output-tokens", "fixed:5", "--requests", "6"],
+            more,
+        ]
+        .concat()
+    };
+    for api in ["openai", "grpc"] {
+        let mut arguments = load(&["--concurrency", "1,3", "--shared-prefix", "17", "--json"]);
+        arguments.extend(["--api", api, "--svg", picture.to_str().unwrap()]);
+        let output = run(&arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let levels = report["levels"].as_array().unwrap();
+        assert_eq!(levels.len(), 2);
+        for (level, concurrency) in levels.iter().zip([1, 3]) {
+            assert_eq!(level["concurrency"], concurrency, "{report}");
+            assert_eq!((&level["done"], &level["failed"]), (&6.into(), &0.into()));
+            let seconds = level["seconds"].as_f64().unwrap();
+            for (name, tokens) in [
+                ("output_tokens_per_second", 30.0),
+                ("prompt_tokens_per_second", 120.0),
+            ] {
+                let counted = level[name].as_f64().unwrap() * seconds;
+                assert!((counted - tokens).abs() < 1e-6, "{name}: {report}");
+            }
+            // The block that all prompts begin with was computed while the server was warmed up.
+            let share = level["cached_prompt_share"].as_f64().unwrap();
+            assert!((share - 16.0 / 20.0).abs() < 1e-9, "{report}");
+        }
+        let picture = fs::read_to_string(&picture).unwrap();
+        assert!(picture.contains("3: p99 "), "{picture}");
+    }
+    // A request that no model can take ends the command, with the server's word.
+    let too_long = ["--shared-prefix", "100000"];
+    refuses(&load(&too_long), 1, &["HTTP 400", "--prompt-tokens"]);
+    let nobody = ["bench", "serve", "--url", "127.0.0.1:1"];
+    refuses(&nobody, 1, &["--url", "nobody answers"]);
+    refuses(
+        &[&nobody[..], &["--workers", "2"]].concat(),
+        USAGE,
+        &["--url", "--workers"],
+    );
+    refuses(
+        &["bench", "serve", "--prompt-tokens", "normal:3"],
+        USAGE,
+        &["--prompt-tokens", "uniform:A..B"],
+    );
+}
+
+#[test]
 fn profile_shows_where_time_and_memory_go() {
     let profile = |more: &[&'static str]| [&["profile", "--model", CHECKPOINT], more].concat();
     let small = ["--batch", "2", "--context", "9", "--prompt", "17"];
