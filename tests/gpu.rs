@@ -28,7 +28,7 @@ use secondwind_kernels::{
 use secondwind_model::{
     checkpoint::Checkpoint,
     plan::{KvDType, LmHead, Precision, ShardPlan},
-    step::{LogitRules, Sampling},
+    step::{LogitRules, Sampling, TokenSet},
 };
 use secondwind_worker::{
     Device,
@@ -118,6 +118,11 @@ fn main() {
         add(
             format!("{name}: rules change logits as on a cpu"),
             rules,
+            arch,
+        );
+        add(
+            format!("{name}: guesses are decoding, masks hold"),
+            guesses_and_masks,
             arch,
         );
     }
@@ -325,6 +330,69 @@ fn rules(arch: Option<Arch>) {
     let expected = decoded(On::Cpu, rules.clone());
     assert!(expected[0] != plain[0] && expected[1] == plain[1]);
     assert_eq!(decoded(On::Card(arch), rules), expected);
+}
+
+/// Two sequences: one is guessed, rightly and wrongly, the other sampled under masks. The first says what it
+/// says token by token, on a card as on a CPU; the second only what it may.
+fn guesses_and_masks(arch: Option<Arch>) {
+    let folders = folders();
+    let folder = folders
+        .iter()
+        .find(|folder| folder.ends_with("qwen3_4bit_v2_asym"));
+    let folder = folder.expect("the checkpoint is in the repository");
+    let prompt = &golden(folder)[0].tokens[..8];
+    let load = |on| {
+        let setup = Setup {
+            on,
+            ..Setup::world(1)
+        };
+        Ranks::load(folder, 64, &setup)
+    };
+    let plainly = |on| {
+        let mut ranks = load(on);
+        let mut sequence = ranks.sequence(64);
+        let mut tokens = prompt.to_vec();
+        let mut new = 0;
+        for _ in 0..12 {
+            let row = sequence.row(&tokens[new..], &[], greedy(None));
+            new = tokens.len();
+            let result = ranks.step(vec![row], Vec::new());
+            tokens.push(result.rows[0].tokens[0].token);
+        }
+        tokens
+    };
+    let expected = plainly(On::Cpu);
+    for on in [On::Cpu, On::Card(arch)] {
+        let mut ranks = load(on);
+        let vocab_size = ranks.plan.vocab[0].end;
+        let mut sequences = [ranks.sequence(64), ranks.sequence(64)];
+        let first = sequences.each_mut();
+        let first = first.map(|sequence| sequence.row(prompt, &[], greedy(None)));
+        let result = ranks.step(first.into(), Vec::new());
+        let mut tokens = [prompt.to_vec(), prompt.to_vec()];
+        for (tokens, row) in tokens.iter_mut().zip(result.rows) {
+            tokens.push(row.tokens[0].token);
+        }
+        for right in [3, 0, 2] {
+            let known = tokens[0].len();
+            let mut row = expected[known - 1..known + 3].to_vec();
+            if let Some(wrong) = row.get_mut(right + 1) {
+                *wrong = (*wrong + 1) % vocab_size as u32;
+            }
+            let guessing = sequences[0].guessing(&row, right);
+            let allowed = [5, 7 + right as u32];
+            let mut masked = sequences[1].row(&tokens[1][tokens[1].len() - 1..], &[], greedy(None));
+            masked.mask = Some(TokenSet::from_tokens(allowed, vocab_size));
+            let result = ranks.step(vec![guessing, masked], Vec::new());
+            let drawn = result.rows[0].tokens.iter().map(|token| token.token);
+            tokens[0].extend(drawn);
+            assert_eq!(tokens[0].len(), known + right + 1);
+            assert_eq!(tokens[0], expected[..tokens[0].len()]);
+            let only = result.rows[1].tokens[0].token;
+            assert!(allowed.contains(&only), "{only} is none of {allowed:?}");
+            tokens[1].push(only);
+        }
+    }
 }
 
 /// In how many parts each of two ranks works on a prompt, the first step after load: sums that layer 0 waits for.

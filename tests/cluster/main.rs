@@ -3,6 +3,7 @@
 mod builtin;
 mod exam;
 mod harness;
+mod mixed;
 mod prefix;
 mod sampling;
 mod serving;

@@ -342,6 +342,14 @@ impl Sequence {
         self.position += tokens.len();
         row
     }
+
+    /// Its next token and guesses of those behind it, as a row that decodes; so many of them are right.
+    pub fn guessing(&mut self, tokens: &[u32], right: usize) -> StepRow {
+        let row = self.row(tokens, &[], greedy(None));
+        let drafts = tokens.len() - 1;
+        self.position -= drafts - right;
+        StepRow { drafts, ..row }
+    }
 }
 
 pub fn greedy(logprobs: Option<u32>) -> Option<Sampling> {
