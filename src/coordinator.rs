@@ -87,6 +87,9 @@ pub fn meant(config: &Config) -> Result<CoordinatorConfig> {
         max_prefill_tokens: integer("coordinator.max_prefill_tokens")?,
         prefix_cache: config.text("coordinator.prefix_cache").as_deref() != Some("off"),
         max_drafts: integer("coordinator.max_drafts")?,
+        draft_cost_percent: config
+            .integer("coordinator.draft_cost")
+            .and_then(|percent| u32::try_from(percent).ok()),
         collective: match config.text("coordinator.collective").as_deref() {
             Some("grpc") => Collective::Grpc,
             Some("nccl") => Collective::Nccl,

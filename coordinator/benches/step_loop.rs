@@ -95,6 +95,7 @@ async fn measure(sequences: usize, world: usize) -> Duration {
         step_deadline: Duration::from_secs(60),
         prefix_cache: true,
         max_drafts: 0,
+        draft_cost_percent: None,
     };
     let (step_loop, engine) = StepLoop::new(settings, formed, watched, Metrics::new("m"));
     let (_stop, mut stopped) = watch::channel(false);

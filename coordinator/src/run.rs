@@ -62,6 +62,8 @@ pub struct CoordinatorConfig {
     pub prefix_cache: bool,
     /// Tokens that a step guesses of a text that repeats itself, at the most; 0 guesses none.
     pub max_drafts: usize,
+    /// What each of them costs, in percent of a step of one row; as the plan measured it if absent.
+    pub draft_cost_percent: Option<u32>,
     /// How ranks meet.
     pub collective: Collective,
     /// A step that takes longer ends the epoch.
@@ -228,6 +230,7 @@ impl Coordinator {
             step_deadline: config.step_deadline,
             prefix_cache: config.prefix_cache,
             max_drafts: config.max_drafts,
+            draft_cost_percent: config.draft_cost_percent,
         };
         let (step_loop, engine) = StepLoop::new(
             loop_settings,

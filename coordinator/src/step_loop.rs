@@ -54,6 +54,8 @@ pub struct LoopSettings {
     pub prefix_cache: bool,
     /// Tokens that a step guesses of a sequence that repeats itself, at the most.
     pub max_drafts: usize,
+    /// What each of them costs, in percent of a step of one row; as the plan measured it if absent.
+    pub draft_cost_percent: Option<u32>,
 }
 
 /// Everything the loop owns.
@@ -219,7 +221,10 @@ impl StepLoop {
                     prefix_cache: self.settings.prefix_cache,
                     speculation: (self.settings.max_drafts > 0).then_some(Speculation {
                         max_drafts: self.settings.max_drafts,
-                        row_cost_percent: (100.0 * plan.row_cost()).round() as u32,
+                        row_cost_percent: self
+                            .settings
+                            .draft_cost_percent
+                            .unwrap_or((100.0 * plan.row_cost()).round() as u32),
                     }),
                 };
                 let scheduler = Scheduler::new(settings).map_err(|error| error.to_string())?;

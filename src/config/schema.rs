@@ -120,6 +120,7 @@ pub static KEYS: &[Key] = &[
     key(Coordinator, "max_waiting_tokens", Kind::Integer { min: 1, max: 1 << 32 }, Some("262144"), "Tokens that all waiting requests may have together; one that would wait alone is always taken"),
     key(Coordinator, "prefix_cache", Kind::Choice(&["on", "off"]), Some("on"), "Keep the KV blocks of past prompts and answers while nothing else needs them, and share them with requests that begin alike"),
     key(Coordinator, "max_drafts", Kind::Integer { min: 0, max: 32 }, Some("4"), "Tokens that a step guesses, at the most, of a text that repeats what came before, in places that no other sequence needs; 0 guesses none"),
+    key(Coordinator, "draft_cost", Kind::Integer { min: 0, max: 10_000 }, None, "What each guessed token costs, in percent of a step of one row; dear ones are guessed only where they are almost sure to be right [unset: as the workers measured it]"),
     key(Coordinator, "collective", Kind::Choice(&["auto", "nccl", "grpc"]), Some("auto"), "How ranks exchange partial sums; `auto` takes NCCL if every rank has the same"),
     key(Coordinator, "reasoning", Kind::Choice(&["split", "keep"]), Some("split"), "Whether answers of chats have what stands between <think> and </think> apart (`reasoning_content` over HTTP, `reasoning` over gRPC), or all in the text"),
     key(Coordinator, "strict", Kind::Bool, Some("false"), "Refuse HTTP requests with fields that nobody knows, instead of ignoring those"),

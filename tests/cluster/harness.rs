@@ -100,6 +100,8 @@ impl Cluster {
             max_prefill_tokens: 24,
             prefix_cache: setup.prefix_cache,
             max_drafts: setup.max_drafts,
+            // Not as measured: a busy machine would not guess.
+            draft_cost_percent: Some(5),
             collective: setup.collective,
             step_deadline: PATIENCE,
             reasoning: Reasoning::default(),

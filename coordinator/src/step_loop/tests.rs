@@ -148,6 +148,7 @@ impl Harness {
             step_deadline,
             prefix_cache: true,
             max_drafts: 0,
+            draft_cost_percent: None,
         };
         let (step_loop, engine) = StepLoop::new(settings, formed, watched, Metrics::new("m"));
         let (stop, mut stopped) = watch::channel(false);
