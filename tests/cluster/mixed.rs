@@ -37,7 +37,7 @@ fn request(number: u32) -> v1::GenerateRequest {
         ignore_eos: !shaped,
         frequency_penalty: (number % 6 == 4).then_some(0.7),
         prompt_logprobs: number % 8 == 6,
-        shape: shaped.then(|| Shape::Choice(v1::Choices { choices: words })),
+        shape: shaped.then_some(Shape::Choice(v1::Choices { choices: words })),
         ..Default::default()
     }
 }

@@ -136,7 +136,7 @@ impl Simulation {
         let length = prompt_tokens.max(self.settings.max_context_tokens);
         let mut text = Text::new(id, 4 * tenant + salt, begins_as, length);
         text.masked = masked && max_tokens > 0 && prompt_tokens < length;
-        text.ruled = id % 3 == 0;
+        text.ruled = id.is_multiple_of(3);
         let submitted = self.scheduler.submit(NewSequence {
             prompt: text.tokens[..prompt_tokens].to_vec(),
             tenant,

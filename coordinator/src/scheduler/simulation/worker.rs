@@ -33,7 +33,7 @@ impl Text {
             let (source, at) = match position < shared {
                 true => (beginning, position),
                 // Every other one repeats itself, so that guesses are right, until it does not.
-                false if id % 2 == 0 => (1000 + id, position % 3 + position / 16),
+                false if id.is_multiple_of(2) => (1000 + id, position % 3 + position / 16),
                 false => (1000 + id, position),
             };
             (mix(source, at as u64 + 1) % 24) as u32
