@@ -9,7 +9,8 @@
 //! - Each running sequence has at most one row in a step: first those that decode, then chunks of
 //!   prompts under `max_step_tokens`; and, if any decode, under `max_prefill_tokens` for each of up
 //!   to four sequences that have not their first token yet: one long prompt cannot stretch the time
-//!   between tokens much, and many prompts make better use of a step. A step takes at most
+//!   between tokens much, and many prompts make better use of a step. If none decodes, the oldest prompt
+//!   takes what it can, but for a few short ones behind it. A step takes at most
 //!   `max_logit_rows` rows of logits.
 //! - Up to two steps are in flight. The second feeds on the first through
 //!   [`RowInput::Sampled`](secondwind_model::step::RowInput::Sampled). If the first turns out to end a

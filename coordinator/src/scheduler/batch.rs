@@ -29,6 +29,10 @@ struct Draft {
     step_tokens: usize,
     /// Of them, what one prompt may take.
     prompt_tokens: usize,
+    /// A prompt with more tokens to compute is long.
+    short_tokens: usize,
+    /// Of `step_tokens`, what long prompts leave to short ones behind them.
+    long_tokens: usize,
     logit_rows: usize,
     /// Places of the step that nobody can need, for guesses.
     places: usize,
@@ -43,9 +47,17 @@ struct Draft {
 }
 
 impl Draft {
-    /// Tokens that prompts may still take.
-    fn for_prompts(&self) -> usize {
-        self.step_tokens.min(self.left)
+    /// Tokens that the prompt of `sequence` may take.
+    fn for_prompt(&self, sequence: &Sequence) -> usize {
+        let tokens = self.step_tokens.min(self.left).min(self.prompt_tokens);
+        match self.is_long(sequence) {
+            true => tokens.min(self.long_tokens),
+            false => tokens,
+        }
+    }
+
+    fn is_long(&self, sequence: &Sequence) -> bool {
+        sequence.tokens.len() - sequence.scheduled > self.short_tokens
     }
 }
 
@@ -82,6 +94,12 @@ impl Scheduler {
             let shares = prompts.min(PROMPTS_AT_ONCE);
             left.min(self.settings.max_prefill_tokens.saturating_mul(shares))
         };
+        // Where nobody decodes a step is one prompt's as far as it reaches, but for short ones behind it.
+        let short_tokens = left / PROMPTS_AT_ONCE;
+        let kept = match decoding {
+            0 => self.short_prompts(short_tokens),
+            _ => 0,
+        };
         Draft {
             grants: Vec::with_capacity(
                 self.settings
@@ -89,6 +107,8 @@ impl Scheduler {
                     .min(self.running.len() + self.waiting.len()),
             ),
             left,
+            short_tokens,
+            long_tokens: left - kept,
             step_tokens,
             prompt_tokens: match decoding {
                 0 => left,
@@ -104,6 +124,22 @@ impl Scheduler {
             stalled: 0,
             coming: None,
         }
+    }
+
+    /// Tokens of the short prompts that are next, so few that a long one keeps a share.
+    fn short_prompts(&self, short_tokens: usize) -> usize {
+        let places = self.settings.max_running() - self.running.len();
+        let tokens_left = |id: SequenceId| {
+            let sequence = &self.sequences[id];
+            sequence.tokens.len().saturating_sub(sequence.scheduled)
+        };
+        let short = |tokens: &usize| (1..=short_tokens).contains(tokens);
+        let running = self.running.iter().map(|&id| tokens_left(id)).filter(short);
+        let waiting = self.waiting.iter().take(places);
+        let waiting = waiting
+            .map(|waiting| tokens_left(waiting.id))
+            .take_while(short);
+        running.chain(waiting).take(PROMPTS_AT_ONCE - 1).sum()
     }
 
     fn decodes(&self, id: SequenceId) -> bool {
@@ -136,8 +172,7 @@ impl Scheduler {
         let (step_tokens, logit_rows) = if decodes {
             (1, 1)
         } else {
-            let tokens = draft.for_prompts().min(draft.prompt_tokens);
-            (tokens, draft.logit_rows)
+            (draft.for_prompt(sequence), draft.logit_rows)
         };
         let mut wanted = sequence.next_row_tokens(step_tokens, logit_rows);
         if wanted == 0 {
@@ -168,6 +203,9 @@ impl Scheduler {
             draft.left -= guesses.len();
             draft.logit_rows -= guesses.len();
         } else {
+            if draft.is_long(sequence) {
+                draft.long_tokens -= tokens;
+            }
             draft.step_tokens -= tokens;
             draft.left -= tokens;
             draft.logit_rows -= sequence.logit_rows(tokens);
@@ -269,7 +307,7 @@ impl Scheduler {
     fn let_in(&mut self, id: SequenceId, taken: usize, draft: &Draft) -> bool {
         let block_tokens = self.settings.block_tokens;
         let sequence = &mut self.sequences[id];
-        if draft.for_prompts() == 0 {
+        if draft.step_tokens.min(draft.left) == 0 {
             return false;
         }
         let cached = self.kv.find(&sequence.realm, sequence.reusable_tokens());
@@ -279,7 +317,7 @@ impl Scheduler {
             return false;
         }
         sequence.start_after(cached, block_tokens);
-        if sequence.next_row_tokens(draft.for_prompts(), draft.logit_rows) == 0 {
+        if sequence.next_row_tokens(draft.for_prompt(sequence), draft.logit_rows) == 0 {
             sequence.start_after(Vec::new(), block_tokens);
             return false;
         }

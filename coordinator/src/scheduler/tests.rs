@@ -236,6 +236,20 @@ fn a_prompt_goes_in_chunks_and_its_last_one_samples() {
 }
 
 #[test]
+fn a_long_prompt_leaves_room_for_short_ones_behind_it() {
+    let mut it = scheduler(|settings| settings.max_context_tokens = 64);
+    it.submit(request(40, 2)).unwrap();
+    assert_eq!(shape(&turn(&mut it, 5).0), [(1, 0, 8, false)]);
+    it.submit(request(2, 2)).unwrap();
+    it.submit(request(1, 2)).unwrap();
+    it.submit(request(9, 2)).unwrap();
+    assert_eq!(
+        shape(&turn(&mut it, 5).0),
+        [(1, 8, 5, false), (2, 0, 2, true), (3, 0, 1, true)]
+    );
+}
+
+#[test]
 fn those_that_decode_go_first_and_a_prompt_gets_what_they_leave() {
     let mut it = scheduler(|_| {});
     it.submit(request(12, 9)).unwrap();
