@@ -115,6 +115,10 @@ async fn show(endpoint: &str, generation: &GenerationFlags, notes: Notes) -> Res
 pub async fn start(config: &Config, serve: bool) -> Result<LocalCluster> {
     let mut coordinator = coordinator::meant(config)?;
     coordinator.exit_without_plan = true;
+    if !serve {
+        // Nobody else is let in.
+        coordinator.clients.keys.clear();
+    }
     let mut worker = worker::meant(config)?;
     worker.model.clone_from(&coordinator.model);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

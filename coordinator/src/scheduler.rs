@@ -316,11 +316,16 @@ impl Scheduler {
         debug_assert_eq!(self.kv.available(), self.kv.total());
     }
 
-    /// Begins an epoch with another number of KV blocks, after [`abort_epoch`](Self::abort_epoch).
+    /// Begins an epoch with another number of KV blocks and other costs, after [`abort_epoch`](Self::abort_epoch).
     /// Sequences that could not finish any more are dropped and returned.
-    pub fn replan(&mut self, kv_blocks: usize) -> Vec<(SequenceId, Refusal)> {
+    pub fn replan(
+        &mut self,
+        kv_blocks: usize,
+        speculation: Option<Speculation>,
+    ) -> Vec<(SequenceId, Refusal)> {
         self.abort_epoch();
         self.settings.kv_blocks = kv_blocks;
+        self.settings.speculation = speculation;
         self.totals.prefix_evictions += self.kv.evictions();
         let settings = &self.settings;
         self.kv = KvCache::new(kv_blocks, settings.block_tokens, settings.prefix_cache);

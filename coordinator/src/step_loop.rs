@@ -194,9 +194,14 @@ impl StepLoop {
     fn adopt(&mut self, group: &Group) -> Result<(), String> {
         let plan = &group.plan;
         self.block_tokens = plan.settings.block_tokens;
+        let cost = self.settings.draft_cost_percent;
+        let speculation = (self.settings.max_drafts > 0).then_some(Speculation {
+            max_drafts: self.settings.max_drafts,
+            row_cost_percent: cost.unwrap_or((100.0 * plan.row_cost()).ceil() as u32),
+        });
         match &mut self.scheduler {
             Some(scheduler) => {
-                for (id, refusal) in scheduler.replan(plan.kv_blocks) {
+                for (id, refusal) in scheduler.replan(plan.kv_blocks, speculation) {
                     if let Some(client) = self.clients.remove(&id) {
                         client.tell(SequenceEvent::Failed(refused(
                             refusal,
@@ -219,13 +224,7 @@ impl StepLoop {
                     max_waiting: self.settings.max_waiting,
                     max_waiting_tokens: self.settings.max_waiting_tokens,
                     prefix_cache: self.settings.prefix_cache,
-                    speculation: (self.settings.max_drafts > 0).then_some(Speculation {
-                        max_drafts: self.settings.max_drafts,
-                        row_cost_percent: self
-                            .settings
-                            .draft_cost_percent
-                            .unwrap_or((100.0 * plan.row_cost()).round() as u32),
-                    }),
+                    speculation,
                 };
                 let scheduler = Scheduler::new(settings).map_err(|error| error.to_string())?;
                 self.scheduler = Some(scheduler);

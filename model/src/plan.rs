@@ -189,16 +189,18 @@ pub struct RankPlan {
     pub row_seconds: f64,
 }
 
+/// No row is free, whatever noise made of the measurements.
+const LEAST_ROW_COST: f64 = 0.01;
+
 impl ShardPlan {
     /// What a further row of a decode step is expected to cost, as a share of a step of one row.
     pub fn row_cost(&self) -> f64 {
         let slowest =
             |seconds: fn(&RankPlan) -> f64| self.ranks.iter().map(seconds).fold(0.0, f64::max);
         let step = slowest(|rank| rank.decode_step_seconds);
-        if step > 0.0 {
-            slowest(|rank| rank.row_seconds) / step
-        } else {
-            0.0
+        match step > 0.0 {
+            true => (slowest(|rank| rank.row_seconds) / step).max(LEAST_ROW_COST),
+            false => LEAST_ROW_COST,
         }
     }
 }

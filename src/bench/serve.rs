@@ -33,7 +33,7 @@ use self::{
 };
 use crate::{
     cli::Common,
-    config::{Layer, Origin, Section},
+    config::{KEY_VARIABLE, Layer, Origin, Section},
     coordinator,
     demo::{self, ClusterFlags},
     exit::UsageError,
@@ -261,7 +261,13 @@ impl ServeFlags {
             header.set_sensitive(true);
             Ok(header)
         };
-        self.api_key.as_ref().map(header).transpose()
+        let variable = || std::env::var(KEY_VARIABLE).ok();
+        self.api_key
+            .clone()
+            .or_else(variable)
+            .as_ref()
+            .map(header)
+            .transpose()
     }
 }
 

@@ -160,6 +160,12 @@ fn keys_file(values: &check::Values, problems: &mut Vec<Problem>) -> Vec<api_key
                 let message = format!("{path} holds more than `[[{}]]` tables", api_keys::TABLE);
                 problems.push(Problem::new(origin.clone(), message));
             }
+            if layer.api_keys.is_empty() {
+                let table = api_keys::TABLE;
+                let message =
+                    format!("{path} holds no `[[{table}]]` table, and would lock nobody out");
+                problems.push(Problem::new(origin.clone(), message));
+            }
             layer.api_keys
         }
         Err(error) => {

@@ -214,6 +214,20 @@ fn an_unreadable_file_is_a_mistake() {
     );
 }
 
+/// A file that lost its keys would open the door to everybody.
+#[test]
+fn a_file_of_keys_holds_some() {
+    for text in ["", "# none yet\n"] {
+        let file = write(text);
+        let path = file.path().to_str().unwrap();
+        let mut flags = NEEDED.to_vec();
+        flags.push(("coordinator", "api_keys_file", path));
+        let error = load_from(request(None, &flags), []).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("holds no `[[api_key]]` table"), "{error}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_panics(text in "\\PC{0,80}|(\\[?\\[?(coordinator|worker|log|api_key)\\]?\\]?|split|model|name|hash|role|=|\\n|\\[|\\]|\"|[0-9.]){0,20}") {

@@ -23,6 +23,9 @@ use crate::request::{SequenceTimings, SubmitError};
 /// Of a path that is logged.
 const MAX_PATH_CHARS: usize = 256;
 
+/// Sequences that a line names; a stream may have any number.
+const MAX_SEQUENCES: usize = 256;
+
 /// Paths that are called again and again by machines.
 const PROBES: &[&str] = &[
     "/health",
@@ -191,7 +194,10 @@ impl Account {
 
     /// The step loop took a sequence.
     pub(super) fn queued(&self, sequence: SequenceId) {
-        self.totals().sequences.push(sequence);
+        let sequences = &mut self.totals().sequences;
+        if sequences.len() < MAX_SEQUENCES {
+            sequences.push(sequence);
+        }
     }
 
     /// A sequence's first token is there.
@@ -278,7 +284,9 @@ impl Drop for Account {
                 )
             };
         }
-        if PROBES.contains(&self.path.as_str()) {
+        // Keys that fail leave a trace.
+        let denied = matches!(status, 401 | 403);
+        if !denied && PROBES.contains(&self.path.as_str()) {
             line!(tracing::Level::DEBUG);
         } else {
             line!(tracing::Level::INFO);

@@ -84,8 +84,11 @@ impl<E: Engine> KserveService<E> {
                         });
                     }
                     Ok(None) => more = false,
-                    // The client is gone; so are the answers.
-                    Err(_) => return,
+                    // What cannot be read ends the stream, and the answers with it.
+                    Err(status) => {
+                        let _ = responses.send(Err(status)).await;
+                        return;
+                    }
                 },
                 Some(_) = answers.join_next() => {}
                 () = responses.closed() => return,

@@ -13,6 +13,9 @@ use crate::request::SubmitError;
 use crate::text::template::TemplateError;
 use crate::text::tokenizer::TokenizerError;
 
+/// Of a status, at the most.
+const MAX_MESSAGE_CHARS: usize = 1024;
+
 /// Why a call fails.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ApiError {
@@ -171,7 +174,13 @@ impl From<ApiError> for Status {
         if let Some(after) = error.retry_after() {
             metadata.insert("retry-after", after.as_secs().into());
         }
-        Self::with_metadata(error.code(), error.to_string(), metadata)
+        // Names that clients sent are in it, and it travels in a header.
+        let message = error
+            .to_string()
+            .chars()
+            .take(MAX_MESSAGE_CHARS)
+            .collect::<String>();
+        Self::with_metadata(error.code(), message, metadata)
     }
 }
 

@@ -59,6 +59,7 @@ impl<E: Engine> VllmService<E> {
             })
             .await?;
         let tokens = vec![Some(0); asked.choices.len()];
+        let newest = vec![None; asked.choices.len()];
         let mut sequences = Sequences::with_capacity(asked.choices.len());
         // If one is not taken, those before it are dropped, which cancels them.
         for (index, checked) in asked.choices.into_iter().enumerate() {
@@ -69,6 +70,7 @@ impl<E: Engine> VllmService<E> {
             run: Some(run),
             report: asked.report,
             tokens,
+            newest,
             told_prompt: false,
             last: VecDeque::new(),
         })
@@ -82,6 +84,8 @@ struct Answer {
     report: Report,
     /// Of each sequence, as long as it runs.
     tokens: Vec<Option<u32>>,
+    /// Of each sequence, its last token so far; its end may come without one.
+    newest: Vec<Option<u32>>,
     told_prompt: bool,
     /// Sent after all else.
     last: VecDeque<vllm::SequenceOutput>,
@@ -98,12 +102,16 @@ impl Stream for Answer {
             match ready!(Pin::new(run).poll_next(cx)) {
                 Some((index, Ok(mut said))) => {
                     prompt = said.prompt.take();
+                    if let Some(&token) = said.token_ids.last() {
+                        this.newest[index] = Some(token);
+                    }
                     let tokens = said.token_ids.len() as u32;
                     this.tokens[index] = match said.finish {
                         Some(_) => None,
                         None => this.tokens[index].map(|before| before + tokens),
                     };
-                    response.outputs = Some(this.report.output(index as u32, said));
+                    let output = this.report.output(index as u32, said, this.newest[index]);
+                    response.outputs = Some(output);
                 }
                 Some((_, Err(error))) => {
                     this.run = None;

@@ -180,7 +180,13 @@ impl Scheduler {
         }
         let mut guesses = Vec::new();
         if decodes {
-            let most = draft.places.min(draft.left).min(draft.logit_rows);
+            // The last blocks are for tokens that are sure to come.
+            let own = (sequence.blocks.len() * block_tokens).saturating_sub(sequence.scheduled + 1);
+            let room = match self.kv.available() > self.running.len() {
+                true => usize::MAX,
+                false => own,
+            };
+            let most = draft.places.min(draft.left).min(draft.logit_rows).min(room);
             let Some(found) = sequence.guesses(speculation, draft.alone, most) else {
                 return Outcome::NothingToDo;
             };

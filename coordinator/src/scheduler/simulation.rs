@@ -98,7 +98,7 @@ impl Simulation {
                 self.begin_epoch();
             }
             Action::Replan(kv_blocks) => {
-                for (id, _) in self.scheduler.replan(kv_blocks) {
+                for (id, _) in self.scheduler.replan(kv_blocks, self.settings.speculation) {
                     assert!(!self.clients.remove(&id).unwrap().over);
                 }
                 self.settings.kv_blocks = kv_blocks;

@@ -2,7 +2,7 @@
 //! this file says what grammar it is given, and bounds what one may cost.
 
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
@@ -84,6 +84,7 @@ impl Thinking {
 /// Makes grammars for the tokens of one model.
 pub struct Grammars {
     factory: ParserFactory,
+    compiling: Mutex<()>,
     /// Names of tokens that a grammar writes without quotes, such as `<think>`.
     special: Vec<String>,
 }
@@ -125,9 +126,15 @@ impl Grammars {
         *factory.limits_mut() = ParserLimits {
             // No state of the parser in what a client reads.
             verbose_errors: false,
+            // Every answer has its own, of a kilobyte or two each.
+            max_lexer_states: 25_000,
             ..ParserLimits::default()
         };
-        Ok(Self { factory, special })
+        Ok(Self {
+            factory,
+            compiling: Mutex::default(),
+            special,
+        })
     }
 
     /// A grammar for one answer. Takes milliseconds for common schemas, up to seconds for what is refused
@@ -137,22 +144,30 @@ impl Grammars {
     /// What is wrong with the shape.
     pub fn compile(&self, shape: &Shape, thinking: Thinking) -> Result<Grammar, String> {
         let source = self.source(shape, thinking)?;
-        let compile = || Matcher::new(self.factory.create_parser(source));
+        let vocab_size = self.factory.tok_env().tok_trie().vocab_size();
+        let compile = || {
+            let mut matcher = Matcher::new(self.factory.create_parser(source));
+            if let Some(error) = matcher.get_error() {
+                return Err(told(&error));
+            }
+            if matcher.is_stopped() {
+                return Err(NOTHING.to_owned());
+            }
+            let mask = mask(&mut matcher, vocab_size)?;
+            Ok((matcher, mask))
+        };
+        // One at a time: what a schema grows to in between is limited in steps, not in bytes.
+        let _alone = self
+            .compiling
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let compiled = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
             let thread = thread.spawn_scoped(scope, compile);
             let thread = thread.map_err(|error| format!("no thread to compile it: {error}"))?;
             thread.join().map_err(|_| "the parser gave up".to_owned())
         });
-        let mut matcher = compiled?;
-        if let Some(error) = matcher.get_error() {
-            return Err(told(&error));
-        }
-        if matcher.is_stopped() {
-            return Err(NOTHING.to_owned());
-        }
-        let vocab_size = self.factory.tok_env().tok_trie().vocab_size();
-        let mask = mask(&mut matcher, vocab_size)?;
+        let (matcher, mask) = compiled??;
         Ok(Grammar {
             matcher,
             mask,
@@ -202,19 +217,14 @@ impl Grammars {
         let (open, close) = (self.tag("<tool_call>"), self.tag("</tool_call>"));
         let _ = write!(rules, "\ncall: {open} \"\\n\" what \"\\n\" {close}\nwhat: ");
         for (index, tool) in tools.iter().enumerate() {
+            // The schema stays a whole of its own, which its references count from.
             let name = format!("tool_{index}");
             let or = if index == 0 { "" } else { " | " };
-            let _ = write!(rules, "{or}@{name}");
-            let call = json!({
-                "type": "object",
-                "properties": {
-                    "name": { "const": tool.name },
-                    "arguments": tool.parameters,
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": false,
-            });
-            parts.push(named(&name, json_grammar(call)?));
+            let begin = format!("{{\"name\": {}, \"arguments\": ", json!(tool.name));
+            let _ = write!(rules, "{or}{} @{name} \"}}\"", json!(begin));
+            let arguments = json_grammar(object(tool.parameters.clone())?)
+                .map_err(|error| format!("the tool {:?}: {error}", tool.name))?;
+            parts.push(named(&name, arguments));
         }
         rules.push('\n');
         Ok(rules)
@@ -262,6 +272,21 @@ fn one(shape: &Shape) -> Result<GrammarWithLexer, String> {
         }
         Shape::Lark(lark) => Ok(GrammarWithLexer::from_lark(lark.clone())),
         Shape::ToolCalls { .. } => Err("calls are several grammars".to_owned()),
+    }
+}
+
+/// The schema of arguments, which are an object whether it says so or not.
+fn object(schema: Json) -> Result<Json, String> {
+    match schema {
+        Json::Bool(true) => Ok(json!({"type": "object"})),
+        Json::Object(mut fields) => {
+            let kind = fields.entry("type").or_insert_with(|| json!("object"));
+            match kind == "object" {
+                true => Ok(Json::Object(fields)),
+                false => Err(format!("arguments are an object, and not of type {kind}")),
+            }
+        }
+        _ => Err("a JSON schema is an object".to_owned()),
     }
 }
 

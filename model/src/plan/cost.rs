@@ -194,7 +194,9 @@ impl<'a> Problem<'a> {
                 let per_token =
                     2 * kv_row_bytes(self.settings.kv_dtype, heads.head_dim) * held.kv.len() as u64;
                 let read = layers * context as f64 * per_token as f64;
-                cost.decode_seconds += read / worker.read_bytes_per_second;
+                let read = read / worker.read_bytes_per_second;
+                cost.decode_seconds += read;
+                cost.row_seconds += read;
                 cost.decode_seconds += layers * ATTENTION_OPS * worker.op_latency_seconds;
             }
             AxisKind::Channels(_) => {
@@ -290,7 +292,8 @@ fn rate(
     // A batch of few rows: sequences that decode, or guesses.
     let few = worker.linear(weights, FEW_ROWS).unwrap_or(one);
     let further = match few.max_rows.saturating_sub(one.max_rows) {
-        0 => 0.0,
+        // No more is known than what one row takes.
+        0 => one.seconds_per_byte,
         rows => ((few.seconds_per_byte - one.seconds_per_byte) / rows as f64).max(0.0),
     };
     let prefill = many.seconds_per_byte / many.max_rows as f64;

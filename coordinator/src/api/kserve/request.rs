@@ -60,6 +60,9 @@ pub(super) fn read(
             Some(ParameterChoice::BoolParam(value)) => json!(value),
             Some(ParameterChoice::Int64Param(value)) => json!(value),
             Some(ParameterChoice::Uint64Param(value)) => json!(value),
+            Some(ParameterChoice::DoubleParam(value)) if !value.is_finite() => {
+                return Err(ApiError::value(name, format!("{value} is no number")));
+            }
             Some(ParameterChoice::DoubleParam(value)) => json!(value),
             Some(ParameterChoice::StringParam(value)) => json!(value),
             None => return Err(ApiError::value(name, "the parameter has no value")),
@@ -103,13 +106,19 @@ pub(super) fn check_model(name: &str, version: &str, model: &ServedModel) -> Res
     }
 }
 
+/// Fields that are texts, even if they look like numbers.
+const TEXTS: [&str; 3] = ["stop", "cache_salt", "model"];
+
 /// The fields of the JSON object. Clients of vLLM's backend write numbers as strings too.
 fn sampling_parameters(json: &str) -> Result<Map<String, Json>, ApiError> {
     let wrong = |detail: String| ApiError::value("sampling_parameters", detail);
     let mut fields: Map<String, Json> =
         serde_json::from_str(json).map_err(|error| wrong(format!("no JSON object: {error}")))?;
     for (name, value) in &mut fields {
-        let plain = value.as_str().filter(|_| name != "stop");
+        if name == "timeout" {
+            return Err(ApiError::unsupported("sampling_parameters.timeout"));
+        }
+        let plain = value.as_str().filter(|_| !TEXTS.contains(&name.as_str()));
         let number = plain.and_then(|text| serde_json::from_str::<Json>(text).ok());
         if let Some(number) = number.filter(|json| json.is_number() || json.is_boolean()) {
             *value = number;

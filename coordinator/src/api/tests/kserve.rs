@@ -444,6 +444,14 @@ async fn what_is_wrong_is_named_by_its_tensor() {
             "timeout: -2 is no count of microseconds",
         ),
         (
+            given("temperature", ParameterChoice::DoubleParam(f64::NAN)),
+            "temperature: NaN is no number",
+        ),
+        (
+            with(texts("sampling_parameters", r#"{"timeout": 5}"#)),
+            "sampling_parameters.timeout: is not supported; leave it out",
+        ),
+        (
             with(texts("sampling_parameters", "[]")),
             "sampling_parameters: no JSON object: invalid type: sequence, expected a map at line 1 column 0",
         ),

@@ -56,13 +56,13 @@ impl Report {
         &self,
         index: u32,
         response: v1::GenerateResponse,
+        last: Option<u32>,
     ) -> vllm::SequenceOutput {
         let finish = response.finish.map(|finish| {
             let reason = match finish.reason() {
                 v1::FinishReason::Stop => FinishReason::Stop,
                 v1::FinishReason::Length | v1::FinishReason::Unspecified => FinishReason::Length,
             };
-            let last = response.token_ids.last().copied();
             vllm::FinishInfo {
                 num_output_tokens: finish.usage.map_or(0, |usage| usage.completion_tokens),
                 finish_reason: reason.into(),

@@ -190,7 +190,7 @@ fn a_new_epoch_knows_no_prefix() {
     assert_eq!(it.counters().blocks_cached, 0);
     it.submit(request(9, 1)).unwrap();
     assert_eq!(shape(&turn(&mut it, 5).0), [(2, 0, 9, true)]);
-    assert!(it.replan(9).is_empty());
+    assert!(it.replan(9, None).is_empty());
     it.submit(request(9, 1)).unwrap();
     assert_eq!(shape(&turn(&mut it, 5).0), [(3, 0, 9, true)]);
 }

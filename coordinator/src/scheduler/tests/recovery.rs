@@ -182,7 +182,7 @@ fn a_smaller_group_drops_only_what_it_cannot_hold() {
     it.submit(request(2, 3)).unwrap();
     turn(&mut it, 5);
     assert_eq!(
-        it.replan(4),
+        it.replan(4, None),
         [(
             1,
             Refusal::TooFewBlocks {

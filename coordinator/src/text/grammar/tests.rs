@@ -117,9 +117,10 @@ fn calls_name_a_tool_and_its_arguments() {
     };
     let count = json!({
         "type": "object",
-        "properties": { "n": { "type": "integer", "minimum": 0, "maximum": 9 } },
+        "properties": { "n": { "$ref": "#/$defs/digit" } },
         "required": ["n"],
         "additionalProperties": false,
+        "$defs": { "digit": { "type": "integer", "minimum": 0, "maximum": 9 } },
     });
     let shape = Shape::ToolCalls {
         tools: vec![
@@ -150,6 +151,29 @@ fn calls_name_a_tool_and_its_arguments() {
         }
     }
     assert_eq!(seen.len(), 2);
+
+    // Arguments are an object, whatever the schema leaves open.
+    for schema in [json!({}), json!(true), json!({"properties": {}})] {
+        let shape = Shape::ToolCalls {
+            tools: vec![tool("a \"quoted\" name", schema)],
+            several: false,
+        };
+        for answer in answers(&shape, Thinking::No) {
+            let mut reader = crate::text::tool_calls::Reader::default();
+            let mut parts = reader.push(&answer);
+            parts.extend(reader.finish());
+            assert!(
+                matches!(&parts[..], [crate::text::tool_calls::Part::Call(call)] if call.name == "a \"quoted\" name"),
+                "{answer}"
+            );
+        }
+    }
+    let list = Shape::ToolCalls {
+        tools: vec![tool("a", json!({"type": "array"}))],
+        several: false,
+    };
+    let error = grammars().compile(&list, Thinking::No).unwrap_err();
+    assert!(error.contains("not of type \"array\""), "{error}");
 }
 
 #[test]

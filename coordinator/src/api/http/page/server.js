@@ -88,7 +88,8 @@ function askForKey(why, tried) {
     dialog.showModal();
     dialog.addEventListener("close", () => {
       asking = null;
-      const given = dialog.returnValue === "use";
+      // What no header can hold is no key of ours.
+      const given = dialog.returnValue === "use" && /^[\x21-\x7e]+$/.test(field.value);
       if (given) sessionStorage.setItem(KEY, field.value);
       field.value = "";
       resolve(given);
