@@ -89,7 +89,7 @@ function askForKey(why, tried) {
     dialog.addEventListener("close", () => {
       asking = null;
       // What no header can hold is no key of ours.
-      const given = dialog.returnValue === "use" && /^[\x21-\x7e]+$/.test(field.value);
+      const given = dialog.returnValue === "use" && /^[\x20-\x7e]+$/.test(field.value);
       if (given) sessionStorage.setItem(KEY, field.value);
       field.value = "";
       resolve(given);
