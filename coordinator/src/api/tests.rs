@@ -1,5 +1,6 @@
 //! The service over a real socket, with a step loop that follows a script.
 
+mod bad_fields;
 mod bad_requests;
 mod failures;
 mod generate;

@@ -1,6 +1,6 @@
 //! Steps that follow, and steps that do not.
 
-use secondwind_model::step::{LogitRules, Sampling, TokenSet};
+use secondwind_model::step::{LogitRules, RowInput, Sampling, StepRow, TokenSet};
 
 use super::*;
 
