@@ -8,11 +8,7 @@ use secondwind_proto::v1::{
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, transport::Channel};
 
-use crate::{
-    CONTEXT_TOKENS,
-    harness::PATIENCE,
-    mix::{Kind, Random},
-};
+use crate::{CONTEXT_TOKENS, harness::PATIENCE, mix::Kind, random::Random};
 
 /// Beyond the largest request that is taken, at five bytes a token.
 const OVER_LONG_TOKENS: usize = 1 << 20;

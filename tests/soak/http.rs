@@ -15,11 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    CONTEXT_TOKENS,
-    harness::PATIENCE,
-    mix::{Kind, Random},
-};
+use crate::{CONTEXT_TOKENS, harness::PATIENCE, mix::Kind, random::Random};
 
 const JSON: &str = "application/json";
 const COMPLETIONS: &str = "/v1/completions";

@@ -9,6 +9,7 @@ mod harness;
 mod grpc;
 mod http;
 mod mix;
+mod random;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,8 @@ use crate::{
     grpc::Grpc,
     harness::{Cluster, PATIENCE, Setup},
     http::Http,
-    mix::{Kind, Random},
+    mix::Kind,
+    random::Random,
 };
 
 /// What CI has the time for; 100,000 by hand.
